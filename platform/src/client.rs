@@ -1,0 +1,192 @@
+//! Calls to neighbours: one channel each, built once, connected when needed, with TLS, a deadline per call that never
+//! passes the caller's own, the trace context, and a counter by method and code.
+
+use std::{
+    collections::HashMap,
+    fs,
+    future::Future,
+    path::PathBuf,
+    sync::{LazyLock, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::{HeaderValue, Request, Response};
+use prometheus::{CounterVec, Opts};
+use tonic::{
+    Status,
+    body::Body,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+use tower::Service;
+use tracing::Instrument as _;
+
+use crate::{
+    error::{Code, Fault, StartError, go_name},
+    grpc::{Deadline, registered},
+    telemetry,
+};
+
+/// A service that this one calls.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub name: &'static str,
+    /// `host:port`
+    pub address: String,
+    /// The CA that its certificate is verified with; none means plaintext.
+    pub tls_ca: Option<PathBuf>,
+    pub connect_timeout: Duration,
+    /// The longest that one call may take.
+    pub timeout: Duration,
+}
+
+/// A channel to a [`Neighbour`] for the generated clients; clones share the connection.
+#[derive(Clone)]
+pub struct Client {
+    channel: Channel,
+    timeout: Duration,
+    name: &'static str,
+    calls: CounterVec,
+}
+
+impl Client {
+    /// # Errors
+    /// An address that is none, or a CA file that cannot be read.
+    pub fn new(service: &'static str, neighbour: &Neighbour) -> Result<Client, StartError> {
+        let scheme = if neighbour.tls_ca.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let wrong = |cause: String| {
+            StartError::new(
+                format!(
+                    "services.{} = {:?}: {cause}",
+                    neighbour.name, neighbour.address
+                ),
+                "write it as host:port",
+            )
+        };
+        let (host, port) = neighbour
+            .address
+            .rsplit_once(':')
+            .ok_or_else(|| wrong("no port".into()))?;
+        if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+            return Err(wrong("not host:port".into()));
+        }
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", neighbour.address))
+            .map_err(|error| wrong(error.to_string()))?
+            .connect_timeout(neighbour.connect_timeout)
+            .tcp_keepalive(Some(Duration::from_secs(15)))
+            .http2_keep_alive_interval(Duration::from_secs(15))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .tcp_nodelay(true);
+        if let Some(ca) = &neighbour.tls_ca {
+            let pem = fs::read(ca).map_err(|error| {
+                StartError::new(
+                    format!("reading the CA {}: {error}", ca.display()),
+                    "run make certs, or set tls.ca",
+                )
+            })?;
+            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            endpoint = endpoint.tls_config(tls).map_err(|error| {
+                StartError::new(
+                    format!("the CA {}: {error}", ca.display()),
+                    "run make certs, or set tls.ca",
+                )
+            })?;
+        }
+        Ok(Client {
+            channel: endpoint.connect_lazy(),
+            timeout: neighbour.timeout,
+            name: neighbour.name,
+            calls: outbound_calls(service),
+        })
+    }
+
+    /// A request that carries what is left of the time.
+    pub fn request<M>(&self, deadline: Deadline, message: M) -> tonic::Request<M> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.timeout.min(deadline.remaining()));
+        request
+    }
+
+    /// Waits for `answer` no longer than the caller and this neighbour's time-out allow.
+    ///
+    /// # Errors
+    /// The neighbour's status; DEADLINE_EXCEEDED when it is late.
+    pub async fn call<T>(
+        &self,
+        deadline: Deadline,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        let allowed = self.timeout.min(deadline.remaining());
+        let late = || {
+            Status::from(Fault::new(
+                Code::DeadlineExceeded,
+                format!("{} did not answer in time", self.name),
+            ))
+        };
+        match tokio::time::timeout(allowed, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            // a server (tonic's among them) answers an expired grpc-timeout with CANCELLED
+            Ok(Err(status)) if status.code() == tonic::Code::Cancelled => Err(late()),
+            Ok(Err(status)) => Err(status),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+impl Service<Request<Body>> for Client {
+    type Response = Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, tonic::transport::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let method = request.uri().path().to_owned();
+        let span = tracing::info_span!("grpc.client", otel.name = %method, otel.kind = "client", rpc.method = %method);
+        let parent = span.in_scope(telemetry::traceparent);
+        if let Some(value) = parent.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            request.headers_mut().insert("traceparent", value);
+        }
+        let (answer, calls, name) = (self.channel.call(request), self.calls.clone(), self.name);
+        let counted = async move {
+            let answer = answer.await;
+            let code = match &answer {
+                Ok(response) => response
+                    .headers()
+                    .get("grpc-status")
+                    .map_or(tonic::Code::Ok, |value| {
+                        tonic::Code::from_bytes(value.as_bytes())
+                    }),
+                Err(_) => tonic::Code::Unavailable,
+            };
+            calls
+                .with_label_values(&[name, &method, go_name(code)])
+                .inc();
+            answer
+        };
+        Box::pin(counted.instrument(span))
+    }
+}
+
+fn outbound_calls(service: &'static str) -> CounterVec {
+    static KNOWN: LazyLock<Mutex<HashMap<&'static str, CounterVec>>> =
+        LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let opts = || {
+        Opts::new(
+            format!("{service}_counter_outbound_calls_total"),
+            "Calls to neighbours that were answered.",
+        )
+    };
+    known
+        .entry(service)
+        .or_insert_with(|| registered(CounterVec::new(opts(), &["neighbour", "method", "status"])))
+        .clone()
+}

@@ -1,0 +1,320 @@
+//! The door: what every call goes through, whether it came over gRPC or HTTP. One span and trace id, a deadline, a limit
+//! of calls in progress, panics caught, one histogram.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use prometheus::{CounterVec, HistogramOpts, HistogramVec, Opts};
+use tokio::{sync::Semaphore, time::Instant};
+use tonic::{Status, body::Body, server::NamedService};
+use tower::Service;
+use tracing::{Instrument as _, Span, field::Empty};
+
+use crate::{
+    config::Limits,
+    error::{Code, Fault, go_name},
+    telemetry,
+};
+
+/// The trace id of every answer.
+pub const TRACE_ID: &str = "x-trace-id";
+
+/// Until when a call's answer is of use. Handlers pass it on, so that nobody works for a caller who has gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// The deadline that the door gave to this call.
+    pub fn of<T>(request: &tonic::Request<T>) -> Deadline {
+        // a call that came around the door (there is none today) still gets a bound
+        request
+            .extensions()
+            .get()
+            .copied()
+            .unwrap_or_else(|| Deadline::after(Duration::from_secs(5)))
+    }
+
+    pub fn after(duration: Duration) -> Deadline {
+        Deadline(Instant::now() + duration)
+    }
+
+    pub fn remaining(&self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    pub fn instant(&self) -> Instant {
+        self.0
+    }
+
+    pub fn passed(&self) -> bool {
+        self.remaining().is_zero()
+    }
+}
+
+/// What every call of a service goes through; clones share the limit.
+#[derive(Clone)]
+pub struct Guard(Arc<Shared>);
+
+struct Shared {
+    in_flight: Arc<Semaphore>,
+    request_timeout: Duration,
+    metrics: Metrics,
+}
+
+impl Guard {
+    pub fn new(service: &'static str, limits: &Limits) -> Guard {
+        Guard(Arc::new(Shared {
+            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            request_timeout: limits.request_timeout,
+            metrics: Metrics::of(service),
+        }))
+    }
+
+    /// The service behind the door; clone it for the in-process client of the HTTP side.
+    pub fn wrap<S>(&self, service: S) -> Guarded<S> {
+        Guarded {
+            guard: self.clone(),
+            inner: service,
+        }
+    }
+}
+
+/// A tonic service behind a [`Guard`].
+#[derive(Clone)]
+pub struct Guarded<S> {
+    guard: Guard,
+    inner: S,
+}
+
+impl<S: NamedService> NamedService for Guarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Guarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // the one that was polled ready goes with the call
+        let ready = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, ready);
+        let span = span_of(&request);
+        Box::pin(admit(self.guard.0.clone(), inner, request).instrument(span))
+    }
+}
+
+fn span_of(request: &Request<Body>) -> Span {
+    let method = request.uri().path();
+    let span = tracing::info_span!("grpc.call", otel.name = %method, otel.kind = "server", rpc.method = %method,
+        rpc.code = Empty, order.id = Empty, user.id = Empty);
+    if let Some(parent) = request
+        .headers()
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok())
+    {
+        telemetry::set_parent(&span, parent);
+    }
+    span
+}
+
+async fn admit<S>(
+    shared: Arc<Shared>,
+    inner: S,
+    request: Request<Body>,
+) -> Result<Response<Body>, Infallible>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    let method = request.uri().path().to_owned();
+    let started = Instant::now();
+    let trace_id = telemetry::trace_id();
+    let mut response = match shared.in_flight.try_acquire() {
+        Ok(_permit) => bounded(&shared, inner, request).await,
+        Err(_) => refuse(
+            Code::ResourceExhausted,
+            "too many calls in progress, try again later",
+        ),
+    };
+    let code = code_of(response.headers());
+    if let Ok(value) = HeaderValue::from_str(&trace_id) {
+        response.headers_mut().insert(TRACE_ID, value);
+    }
+    Span::current().record("rpc.code", go_name(code));
+    shared.metrics.requests.with_label_values(&["router"]).inc();
+    // a method that does not exist is the caller's word: it must not become a label
+    let label = if code == tonic::Code::Unimplemented {
+        "unknown"
+    } else {
+        method.as_str()
+    };
+    let elapsed = started.elapsed();
+    shared
+        .metrics
+        .response_time
+        .with_label_values(&[go_name(code), label])
+        .observe(elapsed.as_secs_f64());
+    tracing::debug!(rpc.method = %method, rpc.code = go_name(code), elapsed_ms = elapsed.as_millis() as u64, "call answered");
+    Ok(response)
+}
+
+async fn bounded<S>(shared: &Shared, mut inner: S, mut request: Request<Body>) -> Response<Body>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    let asked = request
+        .headers()
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok())
+        .and_then(grpc_timeout);
+    let allowed = asked
+        .unwrap_or(shared.request_timeout)
+        .min(shared.request_timeout);
+    // tonic's own timer, started before ours, answers CANCELLED: ours must be the first
+    let ours = allowed.saturating_sub(Duration::from_millis(5).min(allowed / 10));
+    request.extensions_mut().insert(Deadline::after(ours));
+    let answer = AssertUnwindSafe(inner.call(request)).catch_unwind();
+    match tokio::time::timeout(ours, answer).await {
+        Ok(Ok(Ok(response))) => response,
+        Ok(Ok(Err(never))) => match never {},
+        Ok(Err(_panic)) => {
+            shared.metrics.panics.inc();
+            refuse(Code::Internal, "internal error")
+        }
+        Err(_) => refuse(
+            Code::DeadlineExceeded,
+            "the deadline passed before there was an answer",
+        ),
+    }
+}
+
+fn refuse(code: Code, message: &str) -> Response<Body> {
+    Status::from(Fault::new(code, message)).into_http()
+}
+
+fn code_of(headers: &HeaderMap) -> tonic::Code {
+    // an error without a body puts its status into the headers; an answer has it in its trailers, and is OK
+    headers.get("grpc-status").map_or(tonic::Code::Ok, |value| {
+        tonic::Code::from_bytes(value.as_bytes())
+    })
+}
+
+/// A `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[derive(Clone)]
+struct Metrics {
+    response_time: HistogramVec,
+    requests: CounterVec,
+    panics: prometheus::Counter,
+}
+
+impl Metrics {
+    /// Registered once per service name: tests run several services, several times, in one process.
+    fn of(service: &'static str) -> Metrics {
+        static KNOWN: LazyLock<Mutex<HashMap<&'static str, Metrics>>> =
+            LazyLock::new(Mutex::default);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .entry(service)
+            .or_insert_with(|| Metrics::new(service))
+            .clone()
+    }
+
+    fn new(service: &'static str) -> Metrics {
+        let response_time = HistogramOpts::new(
+            format!("{service}_histogram_response_time_seconds"),
+            "Time to answer a call, by code and full method.",
+        )
+        .buckets(seconds_buckets());
+        let requests = Opts::new(
+            format!("{service}_counter_requests_total"),
+            "Calls that came in.",
+        );
+        let panics = Opts::new(
+            format!("{service}_counter_panics_total"),
+            "Handlers that panicked.",
+        );
+        Metrics {
+            response_time: registered(HistogramVec::new(response_time, &["status", "method"])),
+            requests: registered(CounterVec::new(requests, &["type"])),
+            panics: registered(prometheus::Counter::with_opts(panics)),
+        }
+    }
+}
+
+/// 1 ms to 10 s, the range of a call.
+pub fn seconds_buckets() -> Vec<f64> {
+    vec![
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    ]
+}
+
+/// Registers a metric at start.
+///
+/// # Panics
+/// On a name that is taken or malformed: a mistake in the program, seen by its first test.
+#[expect(
+    clippy::expect_used,
+    reason = "a malformed metric is a mistake in the program, not in its input"
+)]
+pub fn registered<M: prometheus::core::Collector + Clone + Any>(
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("a well-formed metric");
+    prometheus::register(Box::new(metric.clone())).expect("a metric name of its own");
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_as_written() {
+        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc_timeout("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(
+            grpc_timeout("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
+        for bad in ["", "S", "123456789S", "-1S", "1s", "1", "é", "1é"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+}

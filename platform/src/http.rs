@@ -1,0 +1,241 @@
+//! JSON over HTTP as grpc-gateway v2 speaks it. A route turns the body into the message, calls the same gRPC service in
+//! process, and turns the answer back, so that both doors share one set of layers.
+
+use std::{future::Future, sync::Arc};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{DefaultBodyLimit, FromRequest as _, Request},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+    routing::{MethodRouter, get, post},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use prometheus::{Encoder as _, TextEncoder};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tonic::Status;
+use tracing::Instrument as _;
+
+use crate::{error, grpc::TRACE_ID, server::Health, telemetry};
+
+/// A POST route for one RPC. `call` is the generated client's method over the guarded service.
+pub fn rpc<Req, Resp, F, Fut>(call: F) -> MethodRouter
+where
+    Req: DeserializeOwned + Send + 'static,
+    Resp: Serialize + Send + 'static,
+    F: Fn(tonic::Request<Req>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<tonic::Response<Resp>, Status>> + Send + 'static,
+{
+    post(
+        async move |request: Request| match answer(call, request).await {
+            Ok(response) => response,
+            Err(response) => response,
+        },
+    )
+    .fallback(method_not_allowed)
+}
+
+async fn answer<Req, Resp, F, Fut>(call: F, request: Request) -> Result<Response, Response>
+where
+    Req: DeserializeOwned,
+    Resp: Serialize,
+    F: Fn(tonic::Request<Req>) -> Fut,
+    Fut: Future<Output = Result<tonic::Response<Resp>, Status>>,
+{
+    let headers = request.headers().clone();
+    let body = Bytes::from_request(request, &()).await.map_err(|refused| {
+        if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            problem(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                tonic::Code::ResourceExhausted,
+                "the body is too large",
+            )
+        } else {
+            problem(
+                StatusCode::BAD_REQUEST,
+                tonic::Code::InvalidArgument,
+                "the body could not be read",
+            )
+        }
+    })?;
+    let message = message(&body).map_err(|cause| {
+        problem(
+            StatusCode::BAD_REQUEST,
+            tonic::Code::InvalidArgument,
+            &format!("body: {cause}"),
+        )
+    })?;
+    let mut outgoing = tonic::Request::new(message);
+    if let Some(parent) = telemetry::traceparent().and_then(|text| text.parse().ok()) {
+        outgoing.metadata_mut().insert("traceparent", parent);
+    }
+    // grpc-gateway's own header for a caller's deadline
+    if let Some(timeout) = headers
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+    {
+        outgoing.metadata_mut().insert("grpc-timeout", timeout);
+    }
+    match call(outgoing).await {
+        Ok(response) => Ok(reply(
+            StatusCode::OK,
+            &serde_json::to_value(response.into_inner()).unwrap_or_default(),
+        )),
+        Err(status) => Err(reply(
+            error::http_status(status.code()),
+            &error::json_body(&status),
+        )),
+    }
+}
+
+/// Reads a request as grpc-gateway does: nothing is `{}`, nulls are absent, `1.0` and `1e2` are integers.
+fn message<Req: DeserializeOwned>(body: &[u8]) -> Result<Req, serde_json::Error> {
+    let mut value = match body.trim_ascii() {
+        [] => json!({}),
+        text => serde_json::from_slice(text)?,
+    };
+    normalise(&mut value);
+    serde_json::from_value(value)
+}
+
+fn normalise(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(normalise);
+        }
+        Value::Array(items) => items.iter_mut().for_each(normalise),
+        Value::Number(number) => {
+            // beyond 2^53 a float is no longer one integer; proto3 JSON sends those as strings
+            if let Some(float) = number.as_f64().filter(|_| number.is_f64())
+                && float.fract() == 0.0
+                && float.abs() <= 9_007_199_254_740_992.0
+            {
+                *value = json!(float as i64);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn reply(status: StatusCode, body: &Value) -> Response {
+    let mut response = (status, body.to_string()).into_response();
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+fn problem(status: StatusCode, code: tonic::Code, message: &str) -> Response {
+    reply(
+        status,
+        &json!({"code": i32::from(code), "message": message, "details": []}),
+    )
+}
+
+async fn method_not_allowed() -> Response {
+    let mut response = problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        tonic::Code::Unimplemented,
+        "Method Not Allowed",
+    );
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static("POST"));
+    response
+}
+
+/// The service's routes with what every service has besides: metrics, health, 404, the body limit, trace ids.
+pub(crate) fn router(routes: Router, health: Arc<Health>, body_bytes: usize) -> Router {
+    let ready = move || async move {
+        let (ready, report) = health.report().await;
+        reply(
+            if ready {
+                StatusCode::OK
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            },
+            &report,
+        )
+    };
+    routes
+        .route("/metrics", get(metrics))
+        .route(
+            "/healthz",
+            get(async || reply(StatusCode::OK, &json!({"status": "ok"}))),
+        )
+        .route("/readyz", get(ready))
+        .fallback(async || problem(StatusCode::NOT_FOUND, tonic::Code::NotFound, "Not Found"))
+        .layer(DefaultBodyLimit::max(body_bytes))
+        .layer(axum::middleware::from_fn(traced))
+}
+
+async fn metrics() -> Response {
+    let mut text = Vec::new();
+    let encoder = TextEncoder::new();
+    if let Err(error) = encoder.encode(&prometheus::gather(), &mut text) {
+        tracing::error!(error = %error, "metrics could not be encoded");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    (
+        [(header::CONTENT_TYPE, encoder.format_type().to_owned())],
+        Body::from(text),
+    )
+        .into_response()
+}
+
+async fn traced(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let name = format!("{} {path}", request.method());
+    let span = tracing::info_span!("http.request", otel.name = %name, otel.kind = "server", http.route = %path,
+        http.status = tracing::field::Empty);
+    if let Some(parent) = request
+        .headers()
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok())
+    {
+        telemetry::set_parent(&span, parent);
+    }
+    let trace_id = span.in_scope(telemetry::trace_id);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.record("http.status", response.status().as_u16());
+    stamp(response.headers_mut(), &trace_id);
+    response
+}
+
+fn stamp(headers: &mut HeaderMap, trace_id: &str) {
+    if let Ok(value) = HeaderValue::from_str(trace_id) {
+        headers.insert(TRACE_ID, value.clone());
+        // old clients read these two, which grpc-gateway made of the gRPC headers
+        headers.insert(HeaderName::from_static("grpc-metadata-x-trace-id"), value);
+    }
+    let grpc = HeaderValue::from_static("application/grpc");
+    headers.insert(HeaderName::from_static("grpc-metadata-content-type"), grpc);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &str) -> Result<Value, serde_json::Error> {
+        message(body.as_bytes())
+    }
+
+    #[test]
+    fn bodies_are_read_as_grpc_gateway_reads_them() {
+        assert_eq!(read("").unwrap(), json!({}));
+        assert_eq!(read(" \n").unwrap(), json!({}));
+        assert_eq!(
+            read(r#"{"a":1.0,"b":[1e2,{"c":null}],"d":null}"#).unwrap(),
+            json!({"a":1,"b":[100,{}]})
+        );
+        assert_eq!(
+            read(r#"{"a":1.5,"b":1e300}"#).unwrap(),
+            json!({"a":1.5,"b":1e300})
+        );
+        assert!(read("{").is_err());
+    }
+}

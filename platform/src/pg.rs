@@ -1,0 +1,159 @@
+//! PostgreSQL: pools whose every wait has a bound, migrations, and what an error means for the one who must react.
+
+use std::{str::FromStr as _, time::Duration};
+
+use secrecy::ExposeSecret as _;
+use sqlx::{
+    ConnectOptions as _, PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use crate::{config::PostgresConfig, error::StartError};
+
+/// A lazy pool: the service starts while the database is away, and says so by readiness.
+///
+/// # Errors
+/// A connection string that is none.
+pub fn pool(config: &PostgresConfig, application: &str, max: u32) -> Result<PgPool, StartError> {
+    let options = connect_options(config, application)?;
+    Ok(PgPoolOptions::new()
+        .max_connections(max)
+        .acquire_timeout(config.acquire_timeout)
+        // a ping per acquire costs a round trip per call; a dead connection shows at its first statement
+        .test_before_acquire(false)
+        .connect_lazy_with(options))
+}
+
+fn connect_options(
+    config: &PostgresConfig,
+    application: &str,
+) -> Result<PgConnectOptions, StartError> {
+    let options =
+        PgConnectOptions::from_str(config.connection_string.expose_secret()).map_err(|error| {
+            // the error, not the string: it holds a password
+            StartError::new(
+                format!("postgres.connection_string: {error}"),
+                "write it as postgres://user:password@host:port/database",
+            )
+        })?;
+    Ok(options
+        .application_name(application)
+        .statement_cache_capacity(config.statement_cache)
+        .log_statements(tracing::log::LevelFilter::Off)
+        .options([
+            ("lock_timeout", millis(config.lock_timeout)),
+            ("statement_timeout", millis(config.statement_timeout)),
+            (
+                "idle_in_transaction_session_timeout",
+                millis(config.idle_in_transaction_timeout),
+            ),
+            // a client that vanished without a word is noticed within half a minute
+            ("tcp_keepalives_idle", "15".into()),
+            ("tcp_keepalives_interval", "5".into()),
+            ("tcp_keepalives_count", "3".into()),
+        ]))
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().to_string()
+}
+
+/// Applies what is not applied yet, over one direct connection.
+///
+/// # Errors
+/// No connection, or a migration that fails.
+pub async fn migrate(config: &PostgresConfig, migrator: &Migrator) -> Result<(), StartError> {
+    // a migration may rewrite a table: its statements have no bound, waiting for a lock does
+    let unbounded = PostgresConfig {
+        statement_timeout: Duration::ZERO,
+        ..config.clone()
+    };
+    let options = connect_options(&unbounded, "migrate")?;
+    let server = format!("{}:{}", options.get_host(), options.get_port());
+    let connecting = tokio::time::timeout(Duration::from_secs(10), options.connect());
+    let mut connection = match connecting.await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return Err(unreachable(&server, &error.to_string())),
+        Err(_) => return Err(unreachable(&server, "no answer within 10 s")),
+    };
+    migrator.run(&mut connection).await.map_err(|error| {
+        StartError::new(
+            format!("migrating {server}: {error}"),
+            "the schema is as it was before this migration",
+        )
+    })
+}
+
+fn unreachable(server: &str, cause: &str) -> StartError {
+    StartError::new(
+        format!("connecting to PostgreSQL at {server}: {cause}"),
+        "start it, or correct postgres.connection_string",
+    )
+}
+
+/// Whether every migration of this binary has been applied; later ones are fine, so that releases can overlap.
+///
+/// # Errors
+/// The database is away, or has no schema at all.
+pub async fn schema_is_current(pool: &PgPool, migrator: &Migrator) -> Result<bool, sqlx::Error> {
+    let wanted = migrator
+        .iter()
+        .map(|migration| migration.version)
+        .max()
+        .unwrap_or(0);
+    let statement = format!(
+        "SELECT coalesce(max(version), 0) FROM {} WHERE success",
+        migrator.table_name
+    );
+    let applied: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
+        .fetch_one(pool)
+        .await?;
+    Ok(applied >= wanted)
+}
+
+/// What a database error means for the one who must react.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// PostgreSQL refused a value or a constraint was hurt (SQLSTATE 22, 23): the same data fails again.
+    Data,
+    /// A deadlock or a serialization failure (40P01, 40001): nothing was written, the same again may pass.
+    Retry,
+    /// No connection, a time-out, a server that stops: what became of a commit is unknown.
+    Away,
+    /// Anything else: a bug of ours.
+    Bug,
+}
+
+/// Sorts an error by what can be done about it.
+pub fn classify(error: &sqlx::Error) -> Failure {
+    match error {
+        sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
+            "40001" | "40P01" => Failure::Retry,
+            // lock_not_available and query_canceled: our own bounds
+            "55P03" => Failure::Away,
+            code if code.starts_with("22") || code.starts_with("23") => Failure::Data,
+            code if ["08", "53", "57", "58", "25P03"]
+                .iter()
+                .any(|class| code.starts_with(class)) =>
+            {
+                Failure::Away
+            }
+            _ => Failure::Bug,
+        },
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Failure::Away,
+        _ => Failure::Bug,
+    }
+}
+
+/// The name of the constraint that was hurt.
+pub fn constraint(error: &sqlx::Error) -> Option<&str> {
+    error
+        .as_database_error()
+        .and_then(|database| database.constraint())
+}

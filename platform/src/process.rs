@@ -1,0 +1,96 @@
+//! A service as a process: exit codes, the signals that stop it, the line that says where it listens.
+
+use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Args;
+use serde_json::json;
+use tokio::{
+    io::AsyncReadExt as _,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::error::StartError;
+
+/// The arguments that every command of a service takes.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConfigArgs {
+    /// The config file [default: ./config.yaml]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// The arguments of `serve`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    /// Stop when stdin reaches its end, so that the process cannot outlive the one that started it
+    #[arg(long)]
+    pub stop_on_stdin_close: bool,
+}
+
+/// Exit code for a configuration or start problem: EX_USAGE of sysexits.h.
+pub const EXIT_CONFIG: u8 = 64;
+
+/// Runs a command to its end. A [`StartError`] is one line on stderr and exit code 64, any other error exit code 1.
+pub fn main<F: Future<Output = anyhow::Result<ExitCode>>>(
+    service: &'static str,
+    command: impl FnOnce() -> F,
+) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{service}: starting the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(command());
+    // a blocking read of stdin never ends by itself
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{service}: {error:#}");
+            if error.downcast_ref::<StartError>().is_some() {
+                ExitCode::from(EXIT_CONFIG)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Says on stdout, as one JSON line, where the doors are: port 0 in the config means any.
+pub fn announce(service: &str, grpc: SocketAddr, http: SocketAddr) {
+    println!(
+        "{}",
+        json!({"service": service, "grpc": grpc.to_string(), "http": http.to_string()})
+    );
+}
+
+/// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin; a second signal then exits at once.
+///
+/// # Errors
+/// Signal handlers could not be installed.
+pub fn shutdown_signal(stop_on_stdin_close: bool) -> std::io::Result<impl Future<Output = ()>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            () = stdin_closed(), if stop_on_stdin_close => {}
+        }
+        crate::tasks::spawn(async move {
+            tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            eprintln!("stopped at once by a second signal");
+            std::process::exit(130);
+        });
+    })
+}
+
+async fn stdin_closed() {
+    let (mut stdin, mut buffer) = (tokio::io::stdin(), [0_u8; 256]);
+    while !matches!(stdin.read(&mut buffer).await, Ok(0) | Err(_)) {}
+}

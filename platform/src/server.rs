@@ -1,0 +1,340 @@
+//! Server assembly: opens both doors, serves, watches readiness, and stops in order within a bound: not ready, stop
+//! accepting, finish what runs, stop the workers.
+
+use std::{
+    fs,
+    future::Future,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use futures::future::BoxFuture;
+use serde_json::{Map, Value};
+use sqlx::{PgPool, migrate::Migrator};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    service::Routes,
+    transport::{Identity, ServerTlsConfig, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
+
+use crate::{
+    config::{Common, TlsConfig},
+    error::StartError,
+    http, pg,
+    tasks::Tasks,
+};
+
+/// What is behind the doors of a service.
+pub struct Doors {
+    /// The business services, guarded; health and reflection are added.
+    pub grpc: Routes,
+    /// The full name of the service that health is asked for, `loms.Loms`.
+    pub name: &'static str,
+    /// The descriptor set that reflection serves.
+    pub descriptors: &'static [u8],
+    /// The JSON routes; metrics, health and the answers to wrong calls are added.
+    pub http: Router,
+}
+
+/// Both sockets, open and not yet served.
+pub struct Server {
+    service: &'static str,
+    grpc: TcpListener,
+    http: TcpListener,
+    tls: Option<ServerTlsConfig>,
+    body_bytes: usize,
+    shutdown_grace: Duration,
+}
+
+impl Server {
+    /// # Errors
+    /// A port in use, or TLS files that are missing or no PEM.
+    pub async fn bind(service: &'static str, common: &Common) -> Result<Server, StartError> {
+        Ok(Server {
+            service,
+            tls: tls(service, &common.tls)?,
+            grpc: listen("grpc.listen", common.grpc.listen).await?,
+            http: listen("http.listen", common.http.listen).await?,
+            body_bytes: common.limits.body_bytes,
+            shutdown_grace: common.shutdown_grace,
+        })
+    }
+
+    pub fn grpc_addr(&self) -> SocketAddr {
+        local(&self.grpc)
+    }
+
+    pub fn http_addr(&self) -> SocketAddr {
+        local(&self.http)
+    }
+
+    /// Serves until `shutdown` or until a worker fails, then drains. Returns when tracked work and workers are finished,
+    /// or when `shutdown_grace` is over.
+    ///
+    /// # Errors
+    /// A worker that failed, a door that broke, or work that was cut by the bound.
+    pub async fn run(
+        self,
+        doors: Doors,
+        readiness: Readiness,
+        tasks: Tasks,
+        shutdown: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        let health = Arc::new(Health {
+            readiness,
+            stopping: AtomicBool::new(false),
+        });
+        let closing = CancellationToken::new();
+        let name = doors.name;
+        watch_health(&tasks, health.clone(), reporter.clone(), name);
+
+        let routes = with_standard_services(doors.grpc, doors.descriptors, health_service)?;
+        let grace = self.shutdown_grace;
+        let doors = self.serve(routes, doors.http, health.clone(), closing.clone())?;
+
+        let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);
+        let failed = tokio::select! {
+            () = shutdown => None,
+            () = tasks.failed() => tasks.failure(),
+            ended = &mut doors => return Err(anyhow::anyhow!("a door closed unasked: {ended:?}")),
+        };
+        tracing::info!("stopping");
+        health.stopping.store(true, Ordering::SeqCst);
+        for service in ["", name] {
+            reporter
+                .set_service_status(service, ServingStatus::NotServing)
+                .await;
+        }
+        closing.cancel();
+        let drained = tokio::time::timeout(grace, async {
+            let doors = (&mut doors).await;
+            tasks.drain().await;
+            doors
+        })
+        .await;
+        match (failed, drained) {
+            (Some(error), _) => Err(error),
+            (None, Ok(Ok(Ok(())))) => Ok(()),
+            (None, Ok(Ok(Err(error)))) => Err(error),
+            (None, Ok(Err(error))) => Err(error.into()),
+            (None, Err(_)) => Err(anyhow::anyhow!(
+                "work was cut: not finished within shutdown_grace {grace:?}"
+            )),
+        }
+    }
+
+    fn serve(
+        self,
+        routes: Routes,
+        http_routes: Router,
+        health: Arc<Health>,
+        closing: CancellationToken,
+    ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
+        let mut builder = tonic::transport::Server::builder()
+            .tcp_keepalive(Some(Duration::from_secs(15)))
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+        if let Some(tls) = self.tls {
+            builder = builder.tls_config(tls)?;
+        }
+        let incoming = TcpIncoming::from(self.grpc).with_nodelay(Some(true));
+        let grpc = builder
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
+        let router = http::router(http_routes, health, self.body_bytes);
+        let http = axum::serve(self.http, router).with_graceful_shutdown(closing.cancelled_owned());
+        let service = self.service;
+        Ok(crate::tasks::spawn(async move {
+            let (grpc, http) = tokio::join!(grpc, async move { http.await });
+            grpc.map_err(|error| {
+                anyhow::Error::from(error).context(format!("serving {service} over gRPC"))
+            })?;
+            http.map_err(|error| {
+                anyhow::Error::from(error).context(format!("serving {service} over HTTP"))
+            })
+        }))
+    }
+}
+
+fn local(listener: &TcpListener) -> SocketAddr {
+    // a bound socket has an address; the unspecified one shows in a test at once
+    listener
+        .local_addr()
+        .unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        StartError::new(
+            format!("listening on {address}: {error}"),
+            format!("stop what uses the port, or set {key}"),
+        )
+    })
+}
+
+fn tls(service: &str, config: &TlsConfig) -> Result<Option<ServerTlsConfig>, StartError> {
+    if !config.enabled {
+        return Ok(None);
+    }
+    let cert = config
+        .cert
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("certs/{service}.pem")));
+    let key = config
+        .key
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("certs/{service}-key.pem")));
+    let identity = Identity::from_pem(pem("tls.cert", &cert)?, pem("tls.key", &key)?);
+    let tls = ServerTlsConfig::new().identity(identity);
+    // tonic reads the PEM only when it serves; a wrong file has to show before that
+    tonic::transport::Server::builder()
+        .tls_config(tls.clone())
+        .map_err(|error| {
+            StartError::new(
+                format!("TLS from {} and {}: {error}", cert.display(), key.display()),
+                "run make certs",
+            )
+        })?;
+    Ok(Some(tls))
+}
+
+fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
+    fs::read(path).map_err(|error| {
+        StartError::new(
+            format!("reading {key} {}: {error}", path.display()),
+            format!("run make certs, set {key}, or set tls.enabled to false"),
+        )
+    })
+}
+
+/// Adds the standard services that every service has: health and reflection.
+fn with_standard_services(
+    routes: Routes,
+    descriptors: &'static [u8],
+    health: HealthServer<impl tonic_health::pb::health_server::Health>,
+) -> anyhow::Result<Routes> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(descriptors)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // v1alpha is what grpcurl before 1.8.8 and other old tools ask for
+    Ok(routes
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?))
+}
+
+type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;
+
+/// What readiness follows: the database and its schema. Notes (broker, neighbours) are shown and alerted on, but never
+/// make the service unready.
+pub struct Readiness {
+    pool: PgPool,
+    migrator: &'static Migrator,
+    notes: Vec<(&'static str, Note)>,
+}
+
+impl Readiness {
+    pub fn new(pool: PgPool, migrator: &'static Migrator) -> Self {
+        Readiness {
+            pool,
+            migrator,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Adds a line to the report: `ok`, or what is wrong.
+    pub fn note<F>(
+        mut self,
+        name: &'static str,
+        check: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = String> + Send + 'static,
+    {
+        self.notes.push((name, Box::new(move || Box::pin(check()))));
+        self
+    }
+}
+
+/// How long one check may take; readiness is asked every few seconds.
+const CHECK_BOUND: Duration = Duration::from_secs(2);
+
+pub(crate) struct Health {
+    readiness: Readiness,
+    stopping: AtomicBool,
+}
+
+impl Health {
+    /// Whether this process should get calls, and why.
+    pub(crate) async fn report(&self) -> (bool, Value) {
+        let database = self.database().await;
+        let stopping = self.stopping.load(Ordering::SeqCst);
+        let ready = database == "ok" && !stopping;
+        let mut report = Map::new();
+        report.insert("ready".into(), ready.into());
+        report.insert("database".into(), database.into());
+        if stopping {
+            report.insert("process".into(), "stopping".into());
+        }
+        for (name, check) in &self.readiness.notes {
+            let said = tokio::time::timeout(CHECK_BOUND, check()).await;
+            report.insert(
+                (*name).into(),
+                said.unwrap_or_else(|_| "no answer".into()).into(),
+            );
+        }
+        (ready, Value::Object(report))
+    }
+
+    async fn database(&self) -> &'static str {
+        let check = pg::schema_is_current(&self.readiness.pool, self.readiness.migrator);
+        match tokio::time::timeout(CHECK_BOUND, check).await {
+            Ok(Ok(true)) => "ok",
+            Ok(Ok(false)) => "schema is behind: run migrate",
+            Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some("42P01") => {
+                "schema is missing: run migrate"
+            }
+            _ => "away",
+        }
+    }
+}
+
+/// Keeps grpc.health.v1 at what `/readyz` would say.
+fn watch_health(tasks: &Tasks, health: Arc<Health>, reporter: HealthReporter, name: &'static str) {
+    let stopping = tasks.stopping();
+    tasks.worker("health", async move {
+        let mut every = tokio::time::interval(Duration::from_secs(1));
+        let mut was = None;
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                _ = every.tick() => {}
+            }
+            let database = health.database().await;
+            let ready = database == "ok" && !health.stopping.load(Ordering::SeqCst);
+            if was != Some(ready) {
+                tracing::info!(ready, database, "readiness changed");
+                let status = if ready {
+                    ServingStatus::Serving
+                } else {
+                    ServingStatus::NotServing
+                };
+                for service in ["", name] {
+                    reporter.set_service_status(service, status).await;
+                }
+                was = Some(ready);
+            }
+        }
+    });
+}
