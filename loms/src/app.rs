@@ -1,0 +1,137 @@
+//! The service put together: sockets and pools first, then workers, then the doors.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use platform::{
+    error::StartError,
+    grpc::Guard,
+    http::rpc,
+    pg,
+    server::{Doors, Readiness, Server},
+    tasks::Tasks,
+};
+use proto::loms::{loms_client::LomsClient, loms_server::LomsServer};
+use sqlx::{PgPool, migrate::Migrator};
+use tonic::service::Routes;
+
+use crate::{
+    config::Config,
+    expiry,
+    grpc::LomsService,
+    outbox::{self, Broker, Relay},
+    placement::Placements,
+};
+
+/// The schema `loms`.
+pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations/loms");
+
+const SERVICE: &str = "loms";
+
+/// LOMS with its doors open, not yet served.
+pub struct App {
+    config: Config,
+    server: Server,
+    pool: PgPool,
+    broker: Broker,
+}
+
+impl App {
+    /// # Errors
+    /// A port in use, a certificate that is missing, a setting that cannot be.
+    pub async fn bind(config: Config) -> Result<App, StartError> {
+        let server = Server::bind(SERVICE, &config.common()).await?;
+        let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let broker = Broker::new(&config.brokers, &config.kafka)?;
+        Ok(App {
+            config,
+            server,
+            pool,
+            broker,
+        })
+    }
+
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.server.grpc_addr()
+    }
+
+    pub fn http_addr(&self) -> SocketAddr {
+        self.server.http_addr()
+    }
+
+    /// Serves until `shutdown`, then drains.
+    ///
+    /// # Errors
+    /// A worker that failed, or work that was cut by `shutdown_grace`.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let App {
+            config,
+            server,
+            pool,
+            broker,
+        } = self;
+        let (tasks, relay) = (Tasks::new(), Relay::default());
+        // each worker has a connection of its own: callers that use up the pool cannot stop it
+        let own_pool = |application| pg::pool(&config.postgres, application, 1);
+
+        let placer = own_pool("loms-placer")?;
+        let placements = Placements::start(placer, config.orders.clone(), relay.clone(), &tasks);
+        expiry::start(
+            own_pool("loms-expiry")?,
+            config.orders.expiry_batch,
+            relay.clone(),
+            &tasks,
+        );
+        outbox::start(
+            own_pool("loms-relay")?,
+            broker.clone(),
+            config.outbox.clone(),
+            relay.clone(),
+            &tasks,
+        );
+
+        let service = LomsService {
+            pool: pool.clone(),
+            placements,
+            relay,
+            tasks: tasks.clone(),
+        };
+        let guard = Guard::new(SERVICE, &config.limits);
+        let guarded = guard
+            .wrap(LomsServer::new(service).max_decoding_message_size(config.limits.body_bytes));
+        let doors = Doors {
+            grpc: Routes::new(guarded.clone()),
+            name: "loms.Loms",
+            descriptors: proto::DESCRIPTORS,
+            http: routes(LomsClient::new(guarded)),
+        };
+        let readiness = Readiness::new(pool.clone(), &MIGRATOR).note("kafka", move || {
+            let broker = broker.clone();
+            async move { broker.state().await }
+        });
+        let ended = server.run(doors, readiness, tasks, shutdown).await;
+        pool.close().await;
+        ended
+    }
+}
+
+/// The in-process client: what comes over HTTP goes through the same layers as what comes over gRPC.
+type Local = LomsClient<platform::grpc::Guarded<LomsServer<LomsService>>>;
+
+fn routes(client: Local) -> Router {
+    macro_rules! route {
+        ($method:ident) => {{
+            let client = client.clone();
+            rpc(move |request| {
+                let mut client = client.clone();
+                async move { client.$method(request).await }
+            })
+        }};
+    }
+    Router::new()
+        .route("/createOrder", route!(create_order))
+        .route("/listOrder", route!(list_order))
+        .route("/orderPayed", route!(order_payed))
+        .route("/cancelOrder", route!(cancel_order))
+        .route("/stocks", route!(stocks))
+}

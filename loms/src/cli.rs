@@ -1,0 +1,80 @@
+//! `loms serve|migrate|stock receive|audit`.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+use loms::{App, Config, MIGRATOR};
+use platform::{
+    config, pg,
+    process::{self, ConfigArgs, ServeArgs},
+    telemetry,
+};
+
+/// Stock by warehouse, orders, reservations, payment and cancellation.
+#[derive(Parser)]
+#[command(name = "loms", version)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve gRPC and HTTP (what is done without a command)
+    Serve(ServeArgs),
+    /// Bring the schema `loms` up to date
+    Migrate,
+    /// Stock that arrives
+    Stock {
+        #[command(subcommand)]
+        command: StockCommand,
+    },
+    /// Recount everything from the tables; exit code 1 if anything differs
+    Audit,
+}
+
+#[derive(Subcommand)]
+enum StockCommand {
+    /// Book a CSV file with the header warehouse_id,sku,count: all lines or none, the same delivery once
+    Receive {
+        file: PathBuf,
+        /// The delivery's id [default: the file's name and content]
+        #[arg(long)]
+        delivery: Option<String>,
+    },
+}
+
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let config: Config = config::load(cli.config.config.as_deref())?;
+    match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
+        Command::Serve(args) => serve(config, args).await?,
+        Command::Migrate => pg::migrate(&config.postgres, &MIGRATOR).await?,
+        Command::Stock {
+            command: StockCommand::Receive { file, delivery },
+        } => {
+            println!("{}", loms::receive_file(&config, &file, delivery).await?);
+        }
+        Command::Audit => {
+            let report = loms::audit(&config).await?;
+            println!("{report}");
+            return Ok(if report.differences.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config, args: ServeArgs) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("loms", &config.log, &config.jaeger);
+    let shutdown = process::shutdown_signal(args.stop_on_stdin_close)?;
+    let app = App::bind(config).await?;
+    process::announce("loms", app.grpc_addr(), app.http_addr());
+    let ended = app.run(shutdown).await;
+    telemetry.shutdown(Duration::from_secs(2)).await;
+    ended
+}

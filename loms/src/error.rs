@@ -1,0 +1,147 @@
+//! What can go wrong in LOMS, and how a caller hears of it.
+
+use platform::{
+    error::{Code, Detail, Fault, Violation},
+    pg::{self, Failure},
+};
+use tonic::Status as GrpcStatus;
+
+use crate::order::{Event, OrderId, Status};
+
+/// Every way in which a use case can fail.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("the request is not valid")]
+    Invalid(Vec<Violation>),
+    #[error("order {} is unknown", .0.0)]
+    OrderUnknown(OrderId),
+    #[error("order {} is {status} and cannot be {}", .order.0, verb(*.event))]
+    Illegal {
+        order: OrderId,
+        status: Status,
+        event: Event,
+    },
+    #[error("the payment deadline of order {} has passed", .0.0)]
+    PaymentLate(OrderId),
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    #[error("the delivery id was used for another delivery")]
+    DeliveryReused,
+    #[error("too many orders wait to be placed, try again later")]
+    Busy,
+    #[error("the deadline passed before the order was placed")]
+    Late,
+    /// Its cause was logged by whoever met it.
+    #[error("the service cannot reach its database, try again later")]
+    Away,
+    #[error("internal error")]
+    Broken,
+    #[error("database")]
+    Database(#[from] sqlx::Error),
+}
+
+fn verb(event: Event) -> &'static str {
+    match event {
+        Event::Reserve => "reserved",
+        Event::Reject => "rejected",
+        Event::Pay => "payed",
+        Event::Cancel => "cancelled",
+        Event::Expire => "expired",
+    }
+}
+
+impl Error {
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Error::Invalid(_) | Error::KeyReused | Error::DeliveryReused => Code::InvalidArgument,
+            Error::OrderUnknown(_) => Code::NotFound,
+            Error::Illegal { .. } | Error::PaymentLate(_) => Code::FailedPrecondition,
+            Error::Busy => Code::ResourceExhausted,
+            Error::Late => Code::DeadlineExceeded,
+            Error::Away => Code::Unavailable,
+            Error::Broken => Code::Internal,
+            Error::Database(error) => match pg::classify(error) {
+                Failure::Away | Failure::Retry => Code::Unavailable,
+                Failure::Data | Failure::Bug => Code::Internal,
+            },
+        }
+    }
+
+    fn detail(&self) -> Detail {
+        match self {
+            Error::Illegal {
+                order,
+                status,
+                event,
+            } => Detail::Precondition {
+                kind: "ORDER_STATUS",
+                subject: format!("orders/{}", order.0),
+                description: format!("status is {status}, it cannot be {}", verb(*event)),
+            },
+            Error::PaymentLate(order) => Detail::Precondition {
+                kind: "PAYMENT_DEADLINE",
+                subject: format!("orders/{}", order.0),
+                description: format!(
+                    "status is {}, its payment deadline has passed",
+                    Status::AwaitingPayment
+                ),
+            },
+            Error::KeyReused => Detail::Reason {
+                reason: "IDEMPOTENCY_KEY_REUSED",
+                metadata: Vec::new(),
+            },
+            Error::DeliveryReused => Detail::Reason {
+                reason: "DELIVERY_ID_REUSED",
+                metadata: Vec::new(),
+            },
+            Error::Busy => Detail::Reason {
+                reason: "PLACEMENT_QUEUE_FULL",
+                metadata: Vec::new(),
+            },
+            Error::Invalid(_)
+            | Error::OrderUnknown(_)
+            | Error::Late
+            | Error::Away
+            | Error::Broken
+            | Error::Database(_) => Detail::None,
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        let (code, detail) = (error.code(), error.detail());
+        match error {
+            Error::Invalid(violations) => Fault::invalid(violations),
+            // the caller learns that it may try again, the log learns why
+            Error::Database(cause) => {
+                tracing::error!(error = %cause, "statement failed");
+                let said = if code == Code::Unavailable {
+                    Error::Away
+                } else {
+                    Error::Broken
+                };
+                Fault::new(code, said.to_string())
+            }
+            other => Fault {
+                code,
+                message: other.to_string(),
+                detail,
+            },
+        }
+    }
+}
+
+impl From<Error> for GrpcStatus {
+    fn from(error: Error) -> GrpcStatus {
+        Fault::from(error).into()
+    }
+}
+
+/// For a command line: the cause belongs on the screen of whoever typed the command.
+pub(crate) fn explain(error: Error) -> anyhow::Error {
+    match error {
+        Error::Database(cause) => anyhow::Error::from(cause).context("the database failed"),
+        other => anyhow::anyhow!("{other}"),
+    }
+}

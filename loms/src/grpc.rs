@@ -1,0 +1,231 @@
+//! The gRPC service: parse, one use case, reply.
+
+use pbjson_types::{Empty, Timestamp};
+use platform::{error::Fields, grpc::Deadline, tasks::Tasks, telemetry};
+use proto::loms as pb;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tonic::{Request, Response, Status as GrpcStatus};
+
+use crate::{
+    allocation::Shortage,
+    error::Error,
+    order::{Lines, OrderId, Sku, UserId},
+    orders,
+    outbox::Relay,
+    placement::{IdempotencyKey, NewOrder, Placements},
+    stock::{self, Delivery},
+    store::orders::OrderRow,
+};
+
+/// Handles for the use cases; clones share them.
+#[derive(Clone)]
+pub(crate) struct LomsService {
+    pub(crate) pool: PgPool,
+    pub(crate) placements: Placements,
+    pub(crate) relay: Relay,
+    pub(crate) tasks: Tasks,
+}
+
+type Reply<T> = Result<Response<T>, GrpcStatus>;
+
+#[tonic::async_trait]
+impl pb::loms_server::Loms for LomsService {
+    async fn create_order(
+        &self,
+        request: Request<pb::CreateOrderRequest>,
+    ) -> Reply<pb::CreateOrderResponse> {
+        let deadline = Deadline::of(&request);
+        let order = NewOrder::try_from(request.into_inner())?;
+        tracing::Span::current().record("user.id", order.user.get());
+        let placed = self.placements.place(order, deadline).await?;
+        tracing::Span::current().record("order.id", placed.order.0);
+        Ok(Response::new(pb::CreateOrderResponse {
+            order_id: placed.order.0,
+            status: placed.status.to_string(),
+            shortages: placed.shortages.into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn list_order(
+        &self,
+        request: Request<pb::ListOrderRequest>,
+    ) -> Reply<pb::ListOrderResponse> {
+        let order = order_id(request.get_ref().order_id);
+        Ok(Response::new(orders::list(&self.pool, order).await?.into()))
+    }
+
+    async fn order_payed(&self, request: Request<pb::OrderPayedRequest>) -> Reply<Empty> {
+        let order = order_id(request.get_ref().order_id);
+        let (pool, relay, trace) = (
+            self.pool.clone(),
+            self.relay.clone(),
+            telemetry::traceparent(),
+        );
+        let work = async move { orders::pay(&pool, &relay, order, trace.as_deref()).await };
+        self.tasks
+            .run("pay", work)
+            .await
+            .map_err(|_| Error::Broken)??;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn cancel_order(&self, request: Request<pb::CancelOrderRequest>) -> Reply<Empty> {
+        let order = order_id(request.get_ref().order_id);
+        let (pool, relay, trace) = (
+            self.pool.clone(),
+            self.relay.clone(),
+            telemetry::traceparent(),
+        );
+        let work = async move { orders::cancel(&pool, &relay, order, trace.as_deref()).await };
+        self.tasks
+            .run("cancel", work)
+            .await
+            .map_err(|_| Error::Broken)??;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn stocks(&self, request: Request<pb::StocksRequest>) -> Reply<pb::StocksResponse> {
+        let mut fields = Fields::new();
+        let sku = Sku::new(request.get_ref().sku);
+        fields.check(sku.is_some(), "sku", "must not be 0");
+        fields.finish().map_err(Error::Invalid)?;
+        let found = match sku {
+            Some(sku) => stock::on_sale(&self.pool, sku).await?,
+            None => Vec::new(),
+        };
+        let stocks = found.into_iter().map(|(warehouse, count)| pb::Stock {
+            warehouse_id: warehouse.get(),
+            count,
+        });
+        Ok(Response::new(pb::StocksResponse {
+            stocks: stocks.collect(),
+        }))
+    }
+
+    async fn receive_stock(
+        &self,
+        request: Request<pb::ReceiveStockRequest>,
+    ) -> Reply<pb::ReceiveStockResponse> {
+        let delivery = Delivery::try_from(request.into_inner())?;
+        let pool = self.pool.clone();
+        let work = async move { stock::receive(&pool, &delivery).await };
+        let already_received = self
+            .tasks
+            .run("receive", work)
+            .await
+            .map_err(|_| Error::Broken)??;
+        Ok(Response::new(pb::ReceiveStockResponse { already_received }))
+    }
+}
+
+/// Every number is the id of an order or of none, which is NOT_FOUND: ids come from us.
+fn order_id(id: i64) -> OrderId {
+    tracing::Span::current().record("order.id", id);
+    OrderId(id)
+}
+
+impl TryFrom<pb::CreateOrderRequest> for NewOrder {
+    type Error = Error;
+
+    fn try_from(request: pb::CreateOrderRequest) -> Result<NewOrder, Error> {
+        let mut fields = Fields::new();
+        let user = UserId::new(request.user);
+        fields.check(user.is_some(), "user", "must be above 0");
+        let items: Vec<_> = request
+            .items
+            .iter()
+            .map(|item| (item.sku, item.count))
+            .collect();
+        let lines = Lines::parse(&items, &mut fields);
+        let key = Some(request.idempotency_key).filter(|key| !key.is_empty());
+        let fine = key.as_deref().is_none_or(stock::is_key);
+        fields.check(
+            fine,
+            "idempotency_key",
+            "must be 1 to 128 printable ASCII characters",
+        );
+        match (fields.finish(), user, lines) {
+            (Ok(()), Some(user), Some(lines)) => {
+                let key = key.map(|key| IdempotencyKey {
+                    key,
+                    body_hash: body_hash(user, &lines),
+                });
+                Ok(NewOrder {
+                    user,
+                    lines,
+                    key,
+                    traceparent: telemetry::traceparent(),
+                })
+            }
+            (Err(violations), ..) => Err(Error::Invalid(violations)),
+            (Ok(()), ..) => Err(Error::Broken),
+        }
+    }
+}
+
+/// Of the user and the summed lines, never of wire bytes: another client may write the same order differently.
+fn body_hash(user: UserId, lines: &Lines) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(user.get().to_be_bytes());
+    for (sku, quantity) in lines.iter() {
+        hash.update(sku.get().to_be_bytes());
+        hash.update(quantity.get().to_be_bytes());
+    }
+    hash.finalize().into()
+}
+
+impl TryFrom<pb::ReceiveStockRequest> for Delivery {
+    type Error = Error;
+
+    fn try_from(request: pb::ReceiveStockRequest) -> Result<Delivery, Error> {
+        let lines = request
+            .lines
+            .into_iter()
+            .map(|line| (line.warehouse_id, line.sku, line.count));
+        Delivery::parse(&request.delivery_id, lines, |index| {
+            format!("lines[{index}]")
+        })
+        .map_err(Error::Invalid)
+    }
+}
+
+impl From<Shortage> for pb::Shortage {
+    fn from(shortage: Shortage) -> pb::Shortage {
+        pb::Shortage {
+            sku: shortage.sku.get(),
+            requested: shortage.requested,
+            available: shortage.available,
+        }
+    }
+}
+
+impl From<OrderRow> for pb::ListOrderResponse {
+    fn from(order: OrderRow) -> pb::ListOrderResponse {
+        let items = order.items.into_iter().map(|(sku, count)| pb::OrderItem {
+            sku: sku.get(),
+            count,
+        });
+        let history = order.history.into_iter().map(|change| pb::StatusChange {
+            sequence: change.sequence.cast_unsigned(),
+            status: change.status,
+            actor: change.actor,
+            at: Some(timestamp(change.at)),
+        });
+        pb::ListOrderResponse {
+            status: order.status.to_string(),
+            user: order.user,
+            items: items.collect(),
+            payment_deadline: order.payment_deadline.map(timestamp),
+            history: history.collect(),
+        }
+    }
+}
+
+fn timestamp(at: OffsetDateTime) -> Timestamp {
+    Timestamp {
+        seconds: at.unix_timestamp(),
+        nanos: at.nanosecond().cast_signed(),
+    }
+}

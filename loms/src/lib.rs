@@ -1,0 +1,25 @@
+//! LOMS: logistics and order management.
+//!
+//! `grpc` parses a call and asks a use case: `placement` (CreateOrder, many orders in one transaction), `orders` (pay,
+//! cancel, list), `stock` (what is on sale, deliveries), `audit` (the recount). `order` and `allocation` are pure: which
+//! status may follow which, and which warehouse gives what. `store` holds every SQL statement. Two workers run beside:
+//! `expiry` cancels what was not paid in time, `outbox` carries events to Kafka. `app` puts it together.
+
+mod allocation;
+mod app;
+mod audit;
+mod config;
+mod error;
+mod expiry;
+mod grpc;
+mod order;
+mod orders;
+mod outbox;
+mod placement;
+mod stock;
+mod store;
+
+pub use app::{App, MIGRATOR};
+pub use audit::audit;
+pub use config::Config;
+pub use stock::receive_file;

@@ -1,0 +1,414 @@
+//! Carries events from the outbox to Kafka. One relay at a time over all replicas; a row is deleted after the broker has
+//! acknowledged it, so an event is sent at least once, and the first time in order.
+
+use std::{
+    collections::HashSet,
+    pin::pin,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use platform::{config::KafkaConfig, error::StartError, grpc::registered, kafka, tasks::Tasks};
+use prometheus::{Gauge, IntCounter, IntGauge};
+use rdkafka::{
+    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
+    util::Timeout,
+};
+use serde::Serialize;
+use sqlx::PgPool;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::{
+    config::OutboxConfig,
+    order::{OrderId, Status},
+    store::outbox::{self as store, OutboxRow},
+};
+
+/// Wakes the relay of this process after a commit; clones share it. Never NOTIFY in the order's transaction: that
+/// serialises commits.
+#[derive(Clone, Default)]
+pub(crate) struct Relay(Arc<Notify>);
+
+impl Relay {
+    pub(crate) fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// The producer, replaced when it is broken beyond repair.
+#[derive(Clone)]
+pub(crate) struct Broker {
+    brokers: Vec<String>,
+    kafka: KafkaConfig,
+    producer: Arc<Mutex<FutureProducer>>,
+}
+
+impl Broker {
+    /// # Errors
+    /// A setting that librdkafka refuses; a broker that is away is none.
+    pub(crate) fn new(brokers: &[String], kafka: &KafkaConfig) -> Result<Broker, StartError> {
+        if brokers.is_empty() {
+            return Err(StartError::new(
+                "brokers is empty",
+                "name at least one host:port",
+            ));
+        }
+        let producer = kafka::producer_config(brokers, kafka)
+            .create()
+            .map_err(|error| {
+                StartError::new(
+                    format!("making the Kafka producer: {error}"),
+                    "correct brokers",
+                )
+            })?;
+        Ok(Broker {
+            brokers: brokers.to_vec(),
+            kafka: kafka.clone(),
+            producer: Arc::new(Mutex::new(producer)),
+        })
+    }
+
+    fn producer(&self) -> FutureProducer {
+        self.producer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// After a fatal error an idempotent producer refuses everything: only a new one helps.
+    fn replace_if_fatal(&self) {
+        let Some((code, cause)) = self.producer().client().fatal_error() else {
+            return;
+        };
+        tracing::error!(kafka.code = ?code, error = %cause, "producer failed for good, making a new one");
+        match kafka::producer_config(&self.brokers, &self.kafka).create() {
+            Ok(fresh) => *self.producer.lock().unwrap_or_else(PoisonError::into_inner) = fresh,
+            Err(error) => tracing::error!(error = %error, "no new producer"),
+        }
+    }
+
+    /// `ok`, or what readiness should say about the broker.
+    pub(crate) async fn state(&self) -> String {
+        let (producer, topic) = (self.producer(), self.kafka.topic.clone());
+        let asked = tokio::task::spawn_blocking(move || {
+            kafka::topic_state(&producer, &topic, Duration::from_secs(1))
+        });
+        asked.await.unwrap_or_else(|_| "unknown".into())
+    }
+}
+
+/// Starts the relay, which has a connection of its own.
+pub(crate) fn start(
+    pool: PgPool,
+    broker: Broker,
+    config: OutboxConfig,
+    relay: Relay,
+    tasks: &Tasks,
+) {
+    let stopping = tasks.stopping();
+    tasks.worker("relay", async move {
+        loop {
+            let step = async {
+                let sent = forward(&pool, &broker, &config, &stopping).await;
+                watch_backlog(&pool, config.batch).await;
+                sent
+            };
+            let sent = step.instrument(tracing::info_span!("outbox.forward")).await;
+            let pause = match sent {
+                Ok(sent) if sent > 0 && !stopping.is_cancelled() => continue,
+                Ok(_) => config.poll_interval,
+                Err(error) => {
+                    tracing::warn!(error = %format!("{error:#}"), "events were not sent, trying again");
+                    config.poll_interval * 2
+                }
+            };
+            tokio::select! {
+                biased;
+                // what was committed before the stop is sent by the step above, or by the next start
+                () = stopping.cancelled() => return Ok(()),
+                () = relay.0.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    });
+}
+
+/// Sends one batch; returns how many events left the outbox. The transaction stays open while the broker acknowledges,
+/// bounded: its lock is what keeps a second relay from sending the same rows.
+async fn forward(
+    pool: &PgPool,
+    broker: &Broker,
+    config: &OutboxConfig,
+    stopping: &CancellationToken,
+) -> anyhow::Result<u64> {
+    let mut tx = pool.begin().await?;
+    if !store::try_lock_relay(&mut tx).await? {
+        return Ok(0);
+    }
+    store::allow_idle(&mut tx, config.broker_timeout * 2).await?;
+    let rows = store::read_oldest(&mut tx, config.batch).await?;
+    if rows.is_empty() {
+        return Ok(0);
+    }
+    let (sent, failure) = send(broker, &rows, give_up(config.broker_timeout, stopping)).await;
+    let deleted = if sent.is_empty() {
+        0
+    } else {
+        store::delete_sent(&mut tx, &sent).await?
+    };
+    tx.commit().await?;
+    SENT.inc_by(deleted);
+    match failure {
+        Some(cause) if deleted == 0 => Err(anyhow::anyhow!(cause)),
+        _ => Ok(deleted),
+    }
+}
+
+/// How long a stopping process still waits for the broker: it may be the broker that is away.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// Resolves when the broker has had its time.
+async fn give_up(bound: Duration, stopping: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(bound) => {}
+        () = async { stopping.cancelled().await; tokio::time::sleep(LAST_WAIT).await } => {}
+    }
+}
+
+/// Sends the rows and returns the ids that may be deleted: all, or per order what precedes its first failure, so that
+/// what follows a gap is sent again behind it.
+async fn send(
+    broker: &Broker,
+    rows: &[OutboxRow],
+    give_up: impl Future<Output = ()>,
+) -> (Vec<i64>, Option<String>) {
+    let producer = broker.producer();
+    let mut give_up = pin!(give_up.fuse());
+    let mut failure = None;
+    let mut reports: Vec<Option<DeliveryFuture>> = Vec::with_capacity(rows.len());
+    for row in rows {
+        let queued = if failure.is_some() {
+            None
+        } else {
+            enqueue(&producer, &broker.kafka.topic, row, &mut failure)
+        };
+        reports.push(queued);
+    }
+    let mut arrived = Vec::with_capacity(rows.len());
+    for report in reports {
+        arrived.push(match report {
+            None => false,
+            Some(report) => acknowledged(&producer, report, give_up.as_mut(), &mut failure).await,
+        });
+    }
+    if failure.is_some() {
+        broker.replace_if_fatal();
+    }
+    let mut broken = HashSet::new();
+    let mut sent = Vec::with_capacity(rows.len());
+    for (row, arrived) in rows.iter().zip(arrived) {
+        if !arrived {
+            broken.insert(row.order);
+        } else if !broken.contains(&row.order) {
+            sent.push(row.id);
+        }
+    }
+    (sent, failure)
+}
+
+fn enqueue(
+    producer: &FutureProducer,
+    topic: &str,
+    row: &OutboxRow,
+    failure: &mut Option<String>,
+) -> Option<DeliveryFuture> {
+    let (key, payload) = (row.order.0.to_string(), payload(row));
+    let headers = kafka::headers(row.traceparent.as_deref());
+    let record = FutureRecord::to(topic)
+        .key(&key)
+        .payload(&payload)
+        .headers(headers);
+    match producer.send_result(record) {
+        Ok(report) => Some(report),
+        Err((error, _)) => {
+            *failure = Some(format!("queueing an event: {error}"));
+            None
+        }
+    }
+}
+
+/// Waits for one report. The first failure, or the bound, purges what the producer still holds: every other report then
+/// comes at once, and nothing is sent behind our back.
+async fn acknowledged(
+    producer: &FutureProducer,
+    mut report: DeliveryFuture,
+    give_up: impl Future<Output = ()>,
+    failure: &mut Option<String>,
+) -> bool {
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut report => outcome,
+        () = give_up => {
+            failure.get_or_insert_with(|| "no acknowledgement in time".into());
+            purge(producer);
+            report.await
+        }
+    };
+    match outcome {
+        Ok(Ok(_)) => true,
+        Ok(Err((error, _))) => {
+            if failure.is_none() {
+                *failure = Some(format!("sending an event: {error}"));
+                purge(producer);
+            }
+            false
+        }
+        Err(_) => {
+            failure.get_or_insert_with(|| "the producer went away".into());
+            false
+        }
+    }
+}
+
+fn purge(producer: &FutureProducer) {
+    producer.purge(PurgeConfig::default().queue().inflight());
+    // purged messages report at the next poll
+    producer.flush(Timeout::After(Duration::ZERO)).ok();
+}
+
+/// The event as consumers read it; `Sequence` and `OccurredAt` were added to the original three fields and message.
+#[derive(Serialize)]
+struct OrderEvent<'a> {
+    #[serde(rename = "UserId")]
+    user: i64,
+    #[serde(rename = "OrderID")]
+    order: i64,
+    #[serde(rename = "Status")]
+    status: &'a str,
+    #[serde(rename = "Message")]
+    message: String,
+    #[serde(rename = "Sequence")]
+    sequence: i32,
+    #[serde(rename = "OccurredAt")]
+    occurred_at: String,
+}
+
+fn payload(row: &OutboxRow) -> String {
+    let event = OrderEvent {
+        user: row.user,
+        order: row.order.0,
+        status: row.status.as_str(),
+        message: told(row.order, row.status),
+        sequence: row.sequence,
+        occurred_at: row.at.format(&Rfc3339).unwrap_or_default(),
+    };
+    // a struct of text and numbers always serialises
+    serde_json::to_string(&event).unwrap_or_default()
+}
+
+/// What the user is told: which order, what happened, what next.
+fn told(OrderId(order): OrderId, status: Status) -> String {
+    match status {
+        Status::New => format!("Order {order} is received. We are reserving its goods."),
+        Status::AwaitingPayment => {
+            format!("Order {order} is reserved. Please pay for it before its deadline.")
+        }
+        Status::Failed => format!(
+            "Order {order} could not be reserved: some goods are out of stock. Nothing is due."
+        ),
+        Status::Payed => format!("Order {order} is paid. We are preparing it."),
+        Status::Cancelled => {
+            format!("Order {order} is cancelled. Its goods are back on sale and nothing is due.")
+        }
+    }
+}
+
+async fn watch_backlog(pool: &PgPool, most: i64) {
+    let Ok(mut db) = pool.acquire().await else {
+        return;
+    };
+    if let Ok((rows, age)) = store::read_backlog(&mut db, most.max(10_000)).await {
+        BACKLOG.0.set(rows);
+        BACKLOG.1.set(age);
+    }
+}
+
+static SENT: LazyLock<IntCounter> = LazyLock::new(|| {
+    registered(IntCounter::new(
+        "loms_outbox_sent_total",
+        "Events that the broker has acknowledged.",
+    ))
+});
+
+static BACKLOG: LazyLock<(IntGauge, Gauge)> = LazyLock::new(|| {
+    let rows = IntGauge::new(
+        "loms_outbox_rows",
+        "Events that wait for the broker, counted up to 10,000.",
+    );
+    let age = Gauge::new(
+        "loms_outbox_oldest_age_seconds",
+        "Age of the oldest event that waits.",
+    );
+    (registered(rows), registered(age))
+});
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn an_event_reads_like_its_fixture() {
+        for (status, sequence, fixture) in [
+            (Status::New, 1, include_str!("../../proto/events/new.json")),
+            (
+                Status::AwaitingPayment,
+                2,
+                include_str!("../../proto/events/awaiting_payment.json"),
+            ),
+            (
+                Status::Failed,
+                2,
+                include_str!("../../proto/events/failed.json"),
+            ),
+            (
+                Status::Payed,
+                3,
+                include_str!("../../proto/events/payed.json"),
+            ),
+            (
+                Status::Cancelled,
+                3,
+                include_str!("../../proto/events/cancelled.json"),
+            ),
+        ] {
+            let fixture: serde_json::Value = serde_json::from_str(fixture).unwrap();
+            let row = OutboxRow {
+                id: 1,
+                order: OrderId(fixture["OrderID"].as_i64().unwrap()),
+                sequence,
+                traceparent: None,
+                user: fixture["UserId"].as_i64().unwrap(),
+                status,
+                at: datetime!(2026-01-01 00:00 UTC),
+            };
+            let made: serde_json::Value = serde_json::from_str(&payload(&row)).unwrap();
+            assert_eq!(made["Status"], fixture["Status"]);
+            assert_eq!(made["Sequence"], fixture["Sequence"]);
+            let keys = |value: &serde_json::Value| {
+                value
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .cloned()
+                    .collect::<HashSet<_>>()
+            };
+            assert_eq!(keys(&made), keys(&fixture));
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What is on sale, and deliveries: all lines or none, and the same delivery once.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context as _;
+use platform::error::{Fields, Violation};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+
+use crate::{
+    config::Config,
+    error::Error,
+    order::{Sku, WarehouseId},
+    store::stock as store,
+};
+
+/// Units of one SKU that one delivery may bring to one warehouse; sums of these fit BIGINT.
+const MAX_UNITS: u64 = 1_000_000_000;
+
+/// Units on sale by warehouse.
+pub(crate) async fn on_sale(pool: &PgPool, sku: Sku) -> Result<Vec<(WarehouseId, u64)>, Error> {
+    let mut db = pool.acquire().await?;
+    Ok(store::read_stock(&mut db, sku).await?)
+}
+
+/// A delivery whose lines are summed by SKU and warehouse.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    id: String,
+    lines: BTreeMap<(Sku, WarehouseId), u64>,
+}
+
+impl Delivery {
+    /// # Errors
+    /// Everything that is wrong with it; `place` names a line by its index.
+    pub(crate) fn parse(
+        id: &str,
+        lines: impl IntoIterator<Item = (i64, u32, u64)>,
+        place: impl Fn(usize) -> String,
+    ) -> Result<Delivery, Vec<Violation>> {
+        let mut fields = Fields::new();
+        fields.check(
+            is_key(id),
+            "delivery_id",
+            "must be 1 to 128 printable ASCII characters",
+        );
+        let mut sums: BTreeMap<(Sku, WarehouseId), u64> = BTreeMap::new();
+        for (index, (warehouse, sku, count)) in lines.into_iter().enumerate() {
+            let at = place(index);
+            let (place, good) = (WarehouseId::new(warehouse), Sku::new(sku));
+            fields.check(
+                place.is_some(),
+                format!("{at}.warehouse_id"),
+                "must be above 0",
+            );
+            fields.check(good.is_some(), format!("{at}.sku"), "must not be 0");
+            let fits = (1..=MAX_UNITS).contains(&count);
+            fields.check(
+                fits,
+                format!("{at}.count"),
+                format!("must be 1 to {MAX_UNITS}"),
+            );
+            if let (Some(place), Some(good), true) = (place, good, fits) {
+                *sums.entry((good, place)).or_default() += count;
+            }
+        }
+        fields.check(!sums.is_empty(), "lines", "must not be empty");
+        fields.finish()?;
+        Ok(Delivery {
+            id: id.to_owned(),
+            lines: sums,
+        })
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// In the order in which stock rows are locked.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (Sku, WarehouseId, u64)> + '_ {
+        self.lines
+            .iter()
+            .map(|(&(sku, warehouse), &count)| (sku, warehouse, count))
+    }
+
+    /// Of the summed lines: the same goods in another order of lines are the same delivery.
+    pub(crate) fn content_hash(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for (sku, warehouse, count) in self.lines() {
+            hash.update(sku.get().to_be_bytes());
+            hash.update(warehouse.get().to_be_bytes());
+            hash.update(count.to_be_bytes());
+        }
+        hash.finalize().into()
+    }
+
+    fn units(&self) -> u64 {
+        self.lines.values().sum()
+    }
+}
+
+/// 1 to 128 printable ASCII characters: what an idempotency key or a delivery id may be.
+pub(crate) fn is_key(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+}
+
+/// Books a delivery. `true`: it was booked before, nothing happened now.
+pub(crate) async fn receive(pool: &PgPool, delivery: &Delivery) -> Result<bool, Error> {
+    let mut tx = pool.begin().await?;
+    if !store::claim_delivery(&mut tx, delivery).await? {
+        let known = store::read_delivery_hash(&mut tx, delivery.id()).await?;
+        return if known == delivery.content_hash() {
+            Ok(true)
+        } else {
+            Err(Error::DeliveryReused)
+        };
+    }
+    store::insert_delivery_lines(&mut tx, delivery).await?;
+    tx.commit().await?;
+    tracing::info!(delivery.id = %delivery.id(), delivery.units = delivery.units(), "delivery received");
+    Ok(false)
+}
+
+#[derive(Deserialize)]
+struct Row {
+    warehouse_id: i64,
+    sku: u32,
+    count: u64,
+}
+
+/// `loms stock receive FILE`: books a CSV file with the header `warehouse_id,sku,count`. Without an id the delivery is
+/// named after the file's name and content, so that the same file is received once. Returns what to print.
+///
+/// # Errors
+/// A file or line that cannot be read, or a delivery that is refused.
+pub async fn receive_file(
+    config: &Config,
+    file: &Path,
+    delivery_id: Option<String>,
+) -> anyhow::Result<String> {
+    let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let mut rows = Vec::new();
+    for row in csv::Reader::from_reader(text.as_slice()).deserialize() {
+        let row: Row = row.with_context(|| format!("reading {}", file.display()))?;
+        rows.push((row.warehouse_id, row.sku, row.count));
+    }
+    let id = delivery_id.unwrap_or_else(|| {
+        let name = file
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let name: String = name
+            .chars()
+            .filter(|c| (' '..='~').contains(c))
+            .take(90)
+            .collect();
+        format!("{name}-{:.16}", format!("{:x}", Sha256::digest(&text)))
+    });
+    // line 1 is the header
+    let delivery = Delivery::parse(&id, rows, |index| format!("line {}", index + 2)).map_err(
+        |violations| {
+            let all: Vec<_> = violations
+                .iter()
+                .map(|v| format!("{} {}", v.field, v.description))
+                .collect();
+            anyhow::anyhow!("{}: {}", file.display(), all.join("; "))
+        },
+    )?;
+    let pool = platform::pg::pool(&config.postgres, "loms-stock", 1)?;
+    let again = receive(&pool, &delivery)
+        .await
+        .map_err(crate::error::explain)?;
+    let (lines, units) = (delivery.lines.len(), delivery.units());
+    Ok(if again {
+        format!("delivery {id} had been received before: nothing changed")
+    } else {
+        format!("delivery {id} received: {units} units in {lines} lines")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(lines: &[(i64, u32, u64)]) -> Result<Delivery, Vec<Violation>> {
+        Delivery::parse("d1", lines.iter().copied(), |index| {
+            format!("lines[{index}]")
+        })
+    }
+
+    #[test]
+    fn the_same_goods_are_the_same_delivery() {
+        let one = delivery(&[(1, 7, 2), (2, 7, 1), (1, 7, 3)]).unwrap();
+        let other = delivery(&[(2, 7, 1), (1, 7, 5)]).unwrap();
+        assert_eq!(one.content_hash(), other.content_hash());
+        assert_ne!(
+            one.content_hash(),
+            delivery(&[(2, 7, 1), (1, 7, 6)]).unwrap().content_hash()
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        let wrong = delivery(&[(1, 7, 2), (0, 0, 0)]).unwrap_err();
+        let wrong: Vec<_> = wrong.into_iter().map(|v| v.field).collect();
+        assert_eq!(
+            wrong,
+            ["lines[1].warehouse_id", "lines[1].sku", "lines[1].count"]
+        );
+        assert!(Delivery::parse("", [(1, 1, 1)], |_| String::new()).is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! Every SQL statement of the service, one function each, by the tables they are about. Whoever calls them owns the
+//! transaction and takes locks in one order: idempotency keys by (user, key), order rows by id, stock rows by
+//! (sku, warehouse_id).
+
+pub(crate) mod audit;
+pub(crate) mod orders;
+pub(crate) mod outbox;
+pub(crate) mod placement;
+pub(crate) mod stock;
+
+use crate::order::Sku;
+
+/// A SKU as a column has it; the tables' checks make anything else impossible.
+fn sku(column: i64) -> sqlx::Result<Sku> {
+    Sku::from_db(column).ok_or_else(|| sqlx::Error::Decode(format!("{column} is no SKU").into()))
+}
+
+/// A count as a column has it.
+fn units(column: i64) -> sqlx::Result<u64> {
+    u64::try_from(column).map_err(|error| sqlx::Error::Decode(error.into()))
+}

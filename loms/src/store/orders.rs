@@ -1,0 +1,221 @@
+//! Orders that exist: reading one, and settling those that await payment.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use super::sku;
+use crate::order::{Actor, OrderId, Sku, Status};
+
+/// An order as `ListOrder` shows it.
+pub(crate) struct OrderRow {
+    pub(crate) user: i64,
+    pub(crate) status: Status,
+    pub(crate) payment_deadline: Option<OffsetDateTime>,
+    pub(crate) items: Vec<(Sku, u32)>,
+    pub(crate) history: Vec<ChangeRow>,
+}
+
+/// One step of an order's history.
+pub(crate) struct ChangeRow {
+    pub(crate) sequence: i32,
+    pub(crate) status: String,
+    pub(crate) actor: String,
+    pub(crate) at: OffsetDateTime,
+}
+
+/// One order with its items and history, read by one statement and so from one moment.
+pub(crate) async fn read_order(
+    db: &mut PgConnection,
+    order: OrderId,
+) -> sqlx::Result<Option<OrderRow>> {
+    let row = sqlx::query!(
+        r#"SELECT o.user_id, o.status AS "status: Status", u.payment_deadline AS "payment_deadline?",
+                  i.skus AS "skus!", i.counts AS "counts!",
+                  h.sequences AS "sequences!", h.statuses AS "statuses!", h.actors AS "actors!", h.ats AS "ats!"
+           FROM loms.user_order o
+           LEFT JOIN loms.unpaid_order u ON u.order_id = o.id
+           CROSS JOIN LATERAL (
+               SELECT coalesce(array_agg(sku ORDER BY sku), '{}') AS skus,
+                      coalesce(array_agg(count ORDER BY sku), '{}') AS counts
+               FROM loms.order_item WHERE order_id = o.id
+           ) AS i
+           CROSS JOIN LATERAL (
+               SELECT coalesce(array_agg(sequence ORDER BY sequence), '{}') AS sequences,
+                      coalesce(array_agg(to_status::text ORDER BY sequence), '{}') AS statuses,
+                      coalesce(array_agg(actor ORDER BY sequence), '{}') AS actors,
+                      coalesce(array_agg(at ORDER BY sequence), '{}') AS ats
+               FROM loms.status_change WHERE order_id = o.id
+           ) AS h
+           WHERE o.id = $1"#,
+        order.0
+    )
+    .fetch_optional(db)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let items = row.skus.into_iter().zip(row.counts).map(|(column, count)| {
+        Ok((
+            sku(column)?,
+            u32::try_from(count).map_err(|error| sqlx::Error::Decode(error.into()))?,
+        ))
+    });
+    let steps = row
+        .sequences
+        .into_iter()
+        .zip(row.statuses)
+        .zip(row.actors)
+        .zip(row.ats);
+    Ok(Some(OrderRow {
+        user: row.user_id,
+        status: row.status,
+        payment_deadline: row.payment_deadline,
+        items: items.collect::<sqlx::Result<_>>()?,
+        history: steps
+            .map(|(((sequence, status), actor), at)| ChangeRow {
+                sequence,
+                status,
+                actor,
+                at,
+            })
+            .collect(),
+    }))
+}
+
+/// Locks one order until the end of the transaction: of pay, cancel and expire exactly one goes first.
+pub(crate) async fn lock_order(
+    db: &mut PgConnection,
+    order: OrderId,
+) -> sqlx::Result<Option<Status>> {
+    sqlx::query_scalar!(
+        r#"SELECT status AS "status: Status" FROM loms.user_order WHERE id = $1 FOR NO KEY UPDATE"#,
+        order.0
+    )
+    .fetch_optional(db)
+    .await
+}
+
+/// Locks orders whose deadline has passed, the oldest first, and says by how many seconds each is late. Orders that
+/// somebody is paying or cancelling are skipped, so that replicas share the work and nobody waits.
+pub(crate) async fn lock_due_orders(
+    db: &mut PgConnection,
+    limit: i64,
+) -> sqlx::Result<Vec<(OrderId, f64)>> {
+    let rows = sqlx::query!(
+        r#"SELECT o.id, extract(epoch FROM clock_timestamp() - u.payment_deadline)::float8 AS "late!"
+           FROM loms.unpaid_order u JOIN loms.user_order o ON o.id = u.order_id
+           WHERE u.payment_deadline <= clock_timestamp() AND o.status = 'awaiting payment'
+           ORDER BY u.payment_deadline LIMIT $1
+           FOR NO KEY UPDATE OF o SKIP LOCKED"#,
+        limit
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (OrderId(row.id), row.late))
+        .collect())
+}
+
+/// Seconds until the next deadline by the database's clock, below 0 when it has passed.
+pub(crate) async fn seconds_to_next_deadline(db: &mut PgConnection) -> sqlx::Result<Option<f64>> {
+    sqlx::query_scalar!(
+        r#"SELECT extract(epoch FROM min(payment_deadline) - clock_timestamp())::float8 FROM loms.unpaid_order"#
+    )
+    .fetch_one(db)
+    .await
+}
+
+/// Ends the wait for payment of orders that the caller has locked. With `in_time_only`, not of those whose deadline has
+/// passed: payment is late even if the sweeper has not come by. Returns how many waits it ended.
+pub(crate) async fn end_payment_wait(
+    db: &mut PgConnection,
+    orders: &[OrderId],
+    in_time_only: bool,
+) -> sqlx::Result<u64> {
+    let ids = ids(orders);
+    let ended = sqlx::query!(
+        r#"DELETE FROM loms.unpaid_order
+           WHERE order_id = ANY($1) AND (NOT $2 OR payment_deadline > clock_timestamp())"#,
+        &ids,
+        in_time_only
+    )
+    .execute(db)
+    .await?;
+    Ok(ended.rows_affected())
+}
+
+/// Moves the reservations of orders into the write-offs.
+pub(crate) async fn write_off(db: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
+    let ids = ids(orders);
+    sqlx::query!(
+        r#"WITH sold AS (
+               DELETE FROM loms.reservation_stock WHERE order_id = ANY($1)
+               RETURNING order_id, warehouse_id, sku, count
+           )
+           INSERT INTO loms.write_off (order_id, warehouse_id, sku, count)
+           SELECT order_id, warehouse_id, sku, count FROM sold"#,
+        &ids
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Moves the reservations of orders back on sale.
+pub(crate) async fn release(db: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
+    let ids = ids(orders);
+    // a statement of its own, sorted: an UPDATE takes its locks in whatever order its plan has
+    sqlx::query!(
+        r#"SELECT s.sku FROM loms.stock s
+           WHERE (s.sku, s.warehouse_id) IN
+                 (SELECT r.sku, r.warehouse_id FROM loms.reservation_stock r WHERE r.order_id = ANY($1))
+           ORDER BY s.sku, s.warehouse_id FOR NO KEY UPDATE"#,
+        &ids
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    sqlx::query!(
+        r#"WITH released AS (
+               DELETE FROM loms.reservation_stock WHERE order_id = ANY($1) RETURNING warehouse_id, sku, count
+           )
+           UPDATE loms.stock s SET count = s.count + r.count
+           FROM (SELECT warehouse_id, sku, sum(count)::bigint AS count FROM released GROUP BY warehouse_id, sku) AS r
+           WHERE s.sku = r.sku AND s.warehouse_id = r.warehouse_id"#,
+        &ids
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Sets the last status of orders that await payment, with its history row and event. Returns how many there were: the
+/// condition is repeated here whatever the caller has checked.
+pub(crate) async fn settle(
+    db: &mut PgConnection,
+    orders: &[OrderId],
+    to: Status,
+    actor: Actor,
+    traceparent: Option<&str>,
+) -> sqlx::Result<u64> {
+    let ids = ids(orders);
+    let settled = sqlx::query!(
+        r#"WITH settled AS (
+               UPDATE loms.user_order SET status = $2
+               WHERE id = ANY($1) AND status = 'awaiting payment' RETURNING id
+           ), history AS (
+               INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor)
+               SELECT id, 3, 'awaiting payment'::loms.order_status, $2, $3 FROM settled
+           )
+           INSERT INTO loms.outbox (order_id, sequence, traceparent) SELECT id, 3, $4 FROM settled ORDER BY id"#,
+        &ids,
+        to as Status,
+        actor.as_str(),
+        traceparent
+    )
+    .execute(db)
+    .await?;
+    Ok(settled.rows_affected())
+}
+
+fn ids(orders: &[OrderId]) -> Vec<i64> {
+    orders.iter().map(|order| order.0).collect()
+}

@@ -1,0 +1,297 @@
+//! What a batch of new orders reads and writes. Arrays travel as one parameter each and are unfolded by UNNEST.
+
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::PgConnection;
+
+use super::{sku, units};
+use crate::{
+    allocation::{Allocation, Shelves, Shortage},
+    order::{Lines, OrderId, Sku, Status, UserId, WarehouseId},
+};
+
+/// A caller's key with what it stands for.
+pub(crate) struct KeyClaim<'a> {
+    pub(crate) user: UserId,
+    pub(crate) key: &'a str,
+    pub(crate) body_hash: &'a [u8],
+    pub(crate) order: OrderId,
+}
+
+/// A key that was claimed before.
+pub(crate) struct KeyOwner {
+    pub(crate) body_hash: Vec<u8>,
+    pub(crate) order: OrderId,
+}
+
+/// An order as the batch decided it.
+pub(crate) struct DecidedOrder<'a> {
+    pub(crate) id: OrderId,
+    pub(crate) user: UserId,
+    pub(crate) status: Status,
+    pub(crate) lines: &'a Lines,
+    pub(crate) traceparent: Option<&'a str>,
+}
+
+/// Numbers for new orders. A number whose order is not written stays unused.
+pub(crate) async fn draw_order_ids(
+    db: &mut PgConnection,
+    count: usize,
+) -> sqlx::Result<Vec<OrderId>> {
+    let ids = sqlx::query_scalar!(
+        r#"SELECT nextval('loms.user_order_id_seq') AS "id!" FROM generate_series(1, $1::bigint)"#,
+        count as i64
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(ids.into_iter().map(OrderId).collect())
+}
+
+/// Claims keys, and returns those that were free. Waits for whoever is claiming the same key right now.
+pub(crate) async fn claim_keys(
+    db: &mut PgConnection,
+    claims: &[KeyClaim<'_>],
+) -> sqlx::Result<Vec<(UserId, String)>> {
+    let users: Vec<i64> = claims.iter().map(|claim| claim.user.get()).collect();
+    let keys: Vec<&str> = claims.iter().map(|claim| claim.key).collect();
+    let hashes: Vec<&[u8]> = claims.iter().map(|claim| claim.body_hash).collect();
+    let orders: Vec<i64> = claims.iter().map(|claim| claim.order.0).collect();
+    // sorted: two batches that claim the same keys in opposite orders would wait for each other
+    let won = sqlx::query!(
+        r#"INSERT INTO loms.idempotency_key (user_id, key, body_hash, order_id)
+           SELECT c.user_id, c.key, c.body_hash, c.order_id
+           FROM UNNEST($1::bigint[], $2::text[], $3::bytea[], $4::bigint[]) AS c (user_id, key, body_hash, order_id)
+           ORDER BY c.user_id, c.key
+           ON CONFLICT DO NOTHING
+           RETURNING user_id, key"#,
+        &users,
+        &keys as &[&str],
+        &hashes as &[&[u8]],
+        &orders
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(won
+        .into_iter()
+        .filter_map(|row| Some((UserId::new(row.user_id)?, row.key)))
+        .collect())
+}
+
+/// Who owns the keys that were not free. A statement of its own: it sees what the claim has waited for.
+pub(crate) async fn read_key_owners(
+    db: &mut PgConnection,
+    keys: &[(UserId, &str)],
+) -> sqlx::Result<HashMap<(UserId, String), KeyOwner>> {
+    let users: Vec<i64> = keys.iter().map(|(user, _)| user.get()).collect();
+    let names: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
+    let rows = sqlx::query!(
+        r#"SELECT k.user_id, k.key, k.body_hash, k.order_id
+           FROM UNNEST($1::bigint[], $2::text[]) AS c (user_id, key)
+           JOIN loms.idempotency_key k ON k.user_id = c.user_id AND k.key = c.key"#,
+        &users,
+        &names as &[&str]
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            let owner = KeyOwner {
+                body_hash: row.body_hash,
+                order: OrderId(row.order_id),
+            };
+            Some(((UserId::new(row.user_id)?, row.key), owner))
+        })
+        .collect())
+}
+
+/// What is on sale of `skus`, locked until the end of the transaction.
+pub(crate) async fn lock_shelves(db: &mut PgConnection, skus: &[Sku]) -> sqlx::Result<Shelves> {
+    let skus: Vec<i64> = skus.iter().map(|sku| sku.db()).collect();
+    // by (sku, warehouse_id), as everybody locks stock: unsorted locks deadlock
+    let rows = sqlx::query!(
+        r#"SELECT sku, warehouse_id, count FROM loms.stock
+           WHERE sku = ANY($1) ORDER BY sku, warehouse_id FOR NO KEY UPDATE"#,
+        &skus
+    )
+    .fetch_all(db)
+    .await?;
+    let mut shelves = Shelves::default();
+    for row in rows {
+        if let Some(warehouse) = WarehouseId::new(row.warehouse_id) {
+            shelves.put(sku(row.sku)?, warehouse, units(row.count)?);
+        }
+    }
+    Ok(shelves)
+}
+
+/// Writes orders, their histories (`new`, then what was decided), their deadlines and their events.
+pub(crate) async fn insert_orders(
+    db: &mut PgConnection,
+    orders: &[DecidedOrder<'_>],
+    payment_timeout: Duration,
+) -> sqlx::Result<()> {
+    let ids: Vec<i64> = orders.iter().map(|order| order.id.0).collect();
+    let users: Vec<i64> = orders.iter().map(|order| order.user.get()).collect();
+    let statuses: Vec<Status> = orders.iter().map(|order| order.status).collect();
+    let traces: Vec<Option<&str>> = orders.iter().map(|order| order.traceparent).collect();
+    // outbox ids are drawn by the INSERT, after the sort: the relay sends by id, and must not meet 2 before 1
+    sqlx::query!(
+        r#"WITH placed AS MATERIALIZED (
+               SELECT p.id, p.user_id, p.status, p.traceparent
+               FROM UNNEST($1::bigint[], $2::bigint[], $3::loms.order_status[], $4::text[])
+                    AS p (id, user_id, status, traceparent)
+           ), orders AS (
+               INSERT INTO loms.user_order (id, user_id, status) SELECT id, user_id, status FROM placed
+           ), history AS (
+               INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor)
+               SELECT id, 1, NULL, 'new'::loms.order_status, 'user' FROM placed
+               UNION ALL
+               SELECT id, 2, 'new'::loms.order_status, status, 'user' FROM placed
+           ), unpaid AS (
+               INSERT INTO loms.unpaid_order (order_id, payment_deadline)
+               SELECT id, now() + make_interval(secs => $5) FROM placed WHERE status = 'awaiting payment'
+           )
+           INSERT INTO loms.outbox (order_id, sequence, traceparent)
+           SELECT placed.id, step.sequence, placed.traceparent
+           FROM placed CROSS JOIN (VALUES (1), (2)) AS step (sequence)
+           ORDER BY placed.id, step.sequence"#,
+        &ids,
+        &users,
+        &statuses as &[Status],
+        &traces as &[Option<&str>],
+        payment_timeout.as_secs_f64()
+    )
+    .execute(&mut *db)
+    .await?;
+    insert_items(db, orders).await
+}
+
+async fn insert_items(db: &mut PgConnection, orders: &[DecidedOrder<'_>]) -> sqlx::Result<()> {
+    let (mut ids, mut skus, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+    for order in orders {
+        for (sku, quantity) in order.lines.iter() {
+            ids.push(order.id.0);
+            skus.push(sku.db());
+            counts.push(i64::from(quantity.get()));
+        }
+    }
+    sqlx::query!(
+        r#"INSERT INTO loms.order_item (order_id, sku, count)
+           SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[])"#,
+        &ids,
+        &skus,
+        &counts
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Moves units from the shelves, which the caller has locked, into reservations.
+pub(crate) async fn reserve(
+    db: &mut PgConnection,
+    taken: &[(OrderId, Allocation)],
+) -> sqlx::Result<()> {
+    let orders: Vec<i64> = taken.iter().map(|(order, _)| order.0).collect();
+    let warehouses: Vec<i64> = taken.iter().map(|(_, part)| part.warehouse.get()).collect();
+    let skus: Vec<i64> = taken.iter().map(|(_, part)| part.sku.db()).collect();
+    let counts: Vec<i64> = taken
+        .iter()
+        .map(|(_, part)| part.units.cast_signed())
+        .collect();
+    sqlx::query!(
+        r#"WITH taken AS MATERIALIZED (
+               SELECT t.order_id, t.warehouse_id, t.sku, t.count
+               FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
+                    AS t (order_id, warehouse_id, sku, count)
+           ), reserved AS (
+               INSERT INTO loms.reservation_stock (order_id, warehouse_id, sku, count)
+               SELECT order_id, warehouse_id, sku, count FROM taken
+           )
+           UPDATE loms.stock s SET count = s.count - t.count
+           FROM (SELECT warehouse_id, sku, sum(count)::bigint AS count FROM taken GROUP BY warehouse_id, sku) AS t
+           WHERE s.sku = t.sku AND s.warehouse_id = t.warehouse_id"#,
+        &orders,
+        &warehouses,
+        &skus,
+        &counts
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// Keeps what was missing of failed orders.
+pub(crate) async fn insert_shortages(
+    db: &mut PgConnection,
+    short: &[(OrderId, Shortage)],
+) -> sqlx::Result<()> {
+    let orders: Vec<i64> = short.iter().map(|(order, _)| order.0).collect();
+    let skus: Vec<i64> = short.iter().map(|(_, line)| line.sku.db()).collect();
+    let requested: Vec<i64> = short
+        .iter()
+        .map(|(_, line)| line.requested.cast_signed())
+        .collect();
+    let available: Vec<i64> = short
+        .iter()
+        .map(|(_, line)| line.available.cast_signed())
+        .collect();
+    sqlx::query!(
+        r#"INSERT INTO loms.order_shortage (order_id, sku, requested, available)
+           SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])"#,
+        &orders,
+        &skus,
+        &requested,
+        &available
+    )
+    .execute(db)
+    .await?;
+    Ok(())
+}
+
+/// The present status of orders that earlier calls made.
+pub(crate) async fn read_statuses(
+    db: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<HashMap<OrderId, Status>> {
+    let ids: Vec<i64> = orders.iter().map(|order| order.0).collect();
+    let rows = sqlx::query!(
+        r#"SELECT id, status AS "status: Status" FROM loms.user_order WHERE id = ANY($1)"#,
+        &ids
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (OrderId(row.id), row.status))
+        .collect())
+}
+
+/// What was missing of orders that failed before, by SKU.
+pub(crate) async fn read_shortages(
+    db: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<HashMap<OrderId, Vec<Shortage>>> {
+    let ids: Vec<i64> = orders.iter().map(|order| order.0).collect();
+    let rows = sqlx::query!(
+        r#"SELECT order_id, sku, requested, available FROM loms.order_shortage
+           WHERE order_id = ANY($1) ORDER BY order_id, sku"#,
+        &ids
+    )
+    .fetch_all(db)
+    .await?;
+    let mut shortages: HashMap<OrderId, Vec<Shortage>> = HashMap::new();
+    for row in rows {
+        let shortage = Shortage {
+            sku: sku(row.sku)?,
+            requested: units(row.requested)?,
+            available: units(row.available)?,
+        };
+        shortages
+            .entry(OrderId(row.order_id))
+            .or_default()
+            .push(shortage);
+    }
+    Ok(shortages)
+}
