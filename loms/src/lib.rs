@@ -1,15 +1,18 @@
 //! LOMS: logistics and order management.
 //!
-//! `grpc` parses a call and asks a use case: `placement` (CreateOrder, many orders in one transaction), `orders` (pay,
-//! cancel, list), `stock` (what is on sale, deliveries), `audit` (the recount). `order` and `allocation` are pure: which
-//! status may follow which, and which warehouse gives what. `store` holds every SQL statement. Two workers run beside:
-//! `expiry` cancels what was not paid in time, `outbox` carries events to Kafka. `app` puts it together.
+//! `grpc` parses a call and asks a use case: `placement` (CreateOrder: a queue, and `batch`, which writes many orders in
+//! one transaction), `orders` (pay, cancel, list), `stock` (what is on sale, deliveries), `audit` (the recount). `order`
+//! and `allocation` are pure: which status may follow which, and which warehouse gives what. `store` holds every SQL
+//! statement. Two workers run beside: `expiry` cancels what was not paid in time, `outbox` carries events to Kafka as
+//! `event` writes them. `app` puts it together.
 
 mod allocation;
 mod app;
 mod audit;
+mod batch;
 mod config;
 mod error;
+mod event;
 mod expiry;
 mod grpc;
 mod order;

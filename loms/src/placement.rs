@@ -2,12 +2,7 @@
 //! many at a time: handlers queue, one placer takes what is waiting and writes it in one transaction. It never waits for
 //! more: an idle system answers one order as fast as it can.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    panic::AssertUnwindSafe,
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::LazyLock};
 
 use futures::FutureExt as _;
 use platform::{
@@ -16,17 +11,20 @@ use platform::{
     tasks::Tasks,
 };
 use prometheus::{Histogram, HistogramOpts, IntGauge};
-use sqlx::{PgConnection, PgPool};
-use tokio::sync::{mpsc, oneshot};
+use sqlx::PgPool;
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 use crate::{
-    allocation::{Allocation, Shortage},
+    allocation::Shortage,
+    batch::place_batch,
     config::OrdersConfig,
     error::Error,
-    order::{Event, Lines, OrderId, Sku, Status, UserId},
+    order::{Lines, OrderId, Status, UserId},
     orders::count_transition,
     outbox::Relay,
-    store::placement::{self as store, DecidedOrder, KeyClaim},
 };
 
 /// An order that somebody wants.
@@ -101,7 +99,10 @@ impl Placements {
                 deadline,
                 reply,
             })
-            .map_err(|_| Error::Busy)?;
+            .map_err(|refused| match refused {
+                TrySendError::Full(_) => Error::Busy,
+                TrySendError::Closed(_) => Error::Away,
+            })?;
         METRICS
             .queue
             .set((self.0.max_capacity() - self.0.capacity()) as i64);
@@ -227,236 +228,6 @@ impl Placer {
         }
         Ok(answers.into_iter().map(|(_, answer)| answer).collect())
     }
-}
-
-type Answer = (bool, Result<Placed, Error>);
-
-/// One transaction for many orders: numbers, keys, locks, allocation in order of arrival, writes. Answers in the order
-/// of `orders`, each with whether this transaction made the order.
-async fn place_batch(
-    db: &mut PgConnection,
-    orders: &[NewOrder],
-    payment_timeout: Duration,
-) -> sqlx::Result<Vec<Answer>> {
-    let ids = store::draw_order_ids(db, orders.len()).await?;
-    let owners = claim_keys(db, orders, &ids).await?;
-    let made = make_orders(db, orders, &ids, &owners, payment_timeout).await?;
-
-    let earlier: Vec<OrderId> = owners
-        .iter()
-        .filter_map(|owner| owner.order())
-        .filter(|order| !made.contains_key(order))
-        .collect();
-    let (statuses, shortages) = if earlier.is_empty() {
-        Default::default()
-    } else {
-        (
-            store::read_statuses(db, &earlier).await?,
-            store::read_shortages(db, &earlier).await?,
-        )
-    };
-    Ok(owners
-        .into_iter()
-        .zip(&ids)
-        .map(|(owner, id)| match owner {
-            Owner::Reused => (false, Err(Error::KeyReused)),
-            Owner::Order(order) => match made.get(&order) {
-                Some(placed) => (order == *id, Ok(placed.clone())),
-                None => {
-                    let status = statuses.get(&order).copied();
-                    let shortages = shortages.get(&order).cloned().unwrap_or_default();
-                    (
-                        false,
-                        status
-                            .map(|status| Placed {
-                                order,
-                                status,
-                                shortages,
-                            })
-                            .ok_or(Error::Broken),
-                    )
-                }
-            },
-        })
-        .collect())
-}
-
-/// Which order answers a request.
-#[derive(Clone, Copy)]
-enum Owner {
-    Order(OrderId),
-    /// The key stands for another request.
-    Reused,
-}
-
-impl Owner {
-    fn order(self) -> Option<OrderId> {
-        match self {
-            Owner::Order(order) => Some(order),
-            Owner::Reused => None,
-        }
-    }
-}
-
-/// How often a key may be swept between the claim and the look at its owner; once is already unlikely.
-const CLAIM_ROUNDS: usize = 3;
-
-/// Claims the keys of a batch. Equal keys are folded: the first order of a batch owns, the others answer from it.
-async fn claim_keys(
-    db: &mut PgConnection,
-    orders: &[NewOrder],
-    ids: &[OrderId],
-) -> sqlx::Result<Vec<Owner>> {
-    let mut firsts: HashMap<(UserId, &str), usize> = HashMap::new();
-    for (index, order) in orders.iter().enumerate() {
-        if let Some(key) = &order.key {
-            firsts
-                .entry((order.user, key.key.as_str()))
-                .or_insert(index);
-        }
-    }
-    let mut known: HashMap<(UserId, String), (OrderId, Vec<u8>)> = HashMap::new();
-    for _ in 0..CLAIM_ROUNDS {
-        let open: Vec<(UserId, &str, usize)> = firsts
-            .iter()
-            .filter(|((user, key), _)| !known.contains_key(&(*user, (*key).to_owned())))
-            .map(|((user, key), index)| (*user, *key, *index))
-            .collect();
-        if open.is_empty() {
-            break;
-        }
-        claim_open_keys(db, orders, ids, &open, &mut known).await?;
-    }
-    orders
-        .iter()
-        .zip(ids)
-        .map(|(order, id)| {
-            let Some(key) = &order.key else {
-                return Ok(Owner::Order(*id));
-            };
-            let (owner, hash) = known
-                .get(&(order.user, key.key.clone()))
-                .ok_or_else(|| sqlx::Error::Protocol("a key was neither free nor taken".into()))?;
-            Ok(if hash == &key.body_hash {
-                Owner::Order(*owner)
-            } else {
-                Owner::Reused
-            })
-        })
-        .collect()
-}
-
-async fn claim_open_keys(
-    db: &mut PgConnection,
-    orders: &[NewOrder],
-    ids: &[OrderId],
-    open: &[(UserId, &str, usize)],
-    known: &mut HashMap<(UserId, String), (OrderId, Vec<u8>)>,
-) -> sqlx::Result<()> {
-    let hash = |index: usize| {
-        orders[index]
-            .key
-            .as_ref()
-            .map_or(&[][..], |key| &key.body_hash)
-    };
-    let claims: Vec<_> = open
-        .iter()
-        .map(|&(user, key, index)| KeyClaim {
-            user,
-            key,
-            body_hash: hash(index),
-            order: ids[index],
-        })
-        .collect();
-    let won: BTreeSet<(UserId, String)> =
-        store::claim_keys(db, &claims).await?.into_iter().collect();
-    let mut lost = Vec::new();
-    for &(user, key, index) in open {
-        let name = (user, key.to_owned());
-        if won.contains(&name) {
-            known.insert(name, (ids[index], hash(index).to_vec()));
-        } else {
-            lost.push((user, key));
-        }
-    }
-    if !lost.is_empty() {
-        let owners = store::read_key_owners(db, &lost).await?;
-        known.extend(
-            owners
-                .into_iter()
-                .map(|(name, owner)| (name, (owner.order, owner.body_hash))),
-        );
-    }
-    Ok(())
-}
-
-/// Decides and writes the orders that own themselves.
-async fn make_orders(
-    db: &mut PgConnection,
-    orders: &[NewOrder],
-    ids: &[OrderId],
-    owners: &[Owner],
-    payment_timeout: Duration,
-) -> sqlx::Result<HashMap<OrderId, Placed>> {
-    let own: Vec<(OrderId, &NewOrder)> = ids
-        .iter()
-        .zip(orders)
-        .zip(owners)
-        .filter(|((id, _), owner)| owner.order() == Some(**id))
-        .map(|((id, order), _)| (*id, order))
-        .collect();
-    if own.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let skus: BTreeSet<Sku> = own
-        .iter()
-        .flat_map(|(_, order)| order.lines.iter().map(|(sku, _)| sku))
-        .collect();
-    let mut shelves = store::lock_shelves(db, &skus.into_iter().collect::<Vec<_>>()).await?;
-
-    let (mut decided, mut taken, mut short) =
-        (Vec::new(), Vec::<(OrderId, Allocation)>::new(), Vec::new());
-    let mut made = HashMap::new();
-    for (id, order) in own {
-        let (event, shortages) = match shelves.allocate(&order.lines) {
-            Ok(parts) => {
-                taken.extend(parts.into_iter().map(|part| (id, part)));
-                (Event::Reserve, Vec::new())
-            }
-            Err(shortages) => {
-                short.extend(shortages.iter().map(|shortage| (id, *shortage)));
-                (Event::Reject, shortages)
-            }
-        };
-        // a new order may be reserved or rejected: the table of statuses has both
-        let status = Status::New
-            .apply(event)
-            .map_err(|_| sqlx::Error::Protocol("illegal placement".into()))?;
-        let traceparent = order.traceparent.as_deref();
-        decided.push(DecidedOrder {
-            id,
-            user: order.user,
-            status,
-            lines: &order.lines,
-            traceparent,
-        });
-        made.insert(
-            id,
-            Placed {
-                order: id,
-                status,
-                shortages,
-            },
-        );
-    }
-    store::insert_orders(db, &decided, payment_timeout).await?;
-    if !taken.is_empty() {
-        store::reserve(db, &taken).await?;
-    }
-    if !short.is_empty() {
-        store::insert_shortages(db, &short).await?;
-    }
-    Ok(made)
 }
 
 struct Metrics {

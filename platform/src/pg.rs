@@ -4,14 +4,14 @@ use std::{str::FromStr as _, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    ConnectOptions as _, PgPool,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 use crate::{config::PostgresConfig, error::StartError};
 
-/// A lazy pool: the service starts while the database is away, and says so by readiness.
+/// A lazy pool: connections are made when they are needed, and again when the database was away.
 ///
 /// # Errors
 /// A connection string that is none.
@@ -71,12 +71,7 @@ pub async fn migrate(config: &PostgresConfig, migrator: &Migrator) -> Result<(),
     };
     let options = connect_options(&unbounded, "migrate")?;
     let server = format!("{}:{}", options.get_host(), options.get_port());
-    let connecting = tokio::time::timeout(Duration::from_secs(10), options.connect());
-    let mut connection = match connecting.await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Err(unreachable(&server, &error.to_string())),
-        Err(_) => return Err(unreachable(&server, "no answer within 10 s")),
-    };
+    let mut connection = connect(&options).await?;
     migrator.run(&mut connection).await.map_err(|error| {
         StartError::new(
             format!("migrating {server}: {error}"),
@@ -85,11 +80,31 @@ pub async fn migrate(config: &PostgresConfig, migrator: &Migrator) -> Result<(),
     })
 }
 
-fn unreachable(server: &str, cause: &str) -> StartError {
-    StartError::new(
+/// Connects once, so that a wrong address, name or password shows at the start and not in the first call.
+///
+/// # Errors
+/// What PostgreSQL, or the network, said.
+pub async fn check(config: &PostgresConfig) -> Result<(), StartError> {
+    let connection = connect(&connect_options(config, "start")?).await?;
+    // a server that has let us in will notice by itself if this good-bye is lost
+    connection.close().await.ok();
+    Ok(())
+}
+
+/// A name that resolves slowly and a server that is starting get this long.
+const CONNECT_BOUND: Duration = Duration::from_secs(10);
+
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StartError> {
+    let cause = match tokio::time::timeout(CONNECT_BOUND, options.connect()).await {
+        Ok(Ok(connection)) => return Ok(connection),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {CONNECT_BOUND:?}"),
+    };
+    let server = format!("{}:{}", options.get_host(), options.get_port());
+    Err(StartError::new(
         format!("connecting to PostgreSQL at {server}: {cause}"),
         "start it, or correct postgres.connection_string",
-    )
+    ))
 }
 
 /// Whether every migration of this binary has been applied; later ones are fine, so that releases can overlap.

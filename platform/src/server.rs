@@ -56,16 +56,18 @@ pub struct Server {
 
 impl Server {
     /// # Errors
-    /// A port in use, or TLS files that are missing or no PEM.
+    /// A port in use, TLS files that are missing or no PEM, a database that cannot be reached.
     pub async fn bind(service: &'static str, common: &Common) -> Result<Server, StartError> {
-        Ok(Server {
+        let server = Server {
             service,
             tls: tls(service, &common.tls)?,
             grpc: listen("grpc.listen", common.grpc.listen).await?,
             http: listen("http.listen", common.http.listen).await?,
             body_bytes: common.limits.body_bytes,
             shutdown_grace: common.shutdown_grace,
-        })
+        };
+        pg::check(&common.postgres).await?;
+        Ok(server)
     }
 
     pub fn grpc_addr(&self) -> SocketAddr {
