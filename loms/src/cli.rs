@@ -70,7 +70,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: Config, args: ServeArgs) -> anyhow::Result<()> {
-    let telemetry = telemetry::init("loms", &config.log, &config.jaeger);
+    let telemetry = telemetry::init("loms", &config.log, &config.jaeger)?;
     let shutdown = process::shutdown_signal(args.stop_on_stdin_close)?;
     let app = App::bind(config).await?;
     process::announce("loms", app.grpc_addr(), app.http_addr());

@@ -46,7 +46,9 @@ impl Delivery {
             "must be 1 to 128 printable ASCII characters",
         );
         let mut sums: BTreeMap<(Sku, WarehouseId), u64> = BTreeMap::new();
-        for (index, (warehouse, sku, count)) in lines.into_iter().enumerate() {
+        let mut lines = lines.into_iter().enumerate().peekable();
+        fields.check(lines.peek().is_some(), "lines", "must not be empty");
+        for (index, (warehouse, sku, count)) in lines {
             let at = place(index);
             let (place, good) = (WarehouseId::new(warehouse), Sku::new(sku));
             fields.check(
@@ -65,7 +67,6 @@ impl Delivery {
                 *sums.entry((good, place)).or_default() += count;
             }
         }
-        fields.check(!sums.is_empty(), "lines", "must not be empty");
         fields.finish()?;
         Ok(Delivery {
             id: id.to_owned(),
@@ -140,11 +141,7 @@ pub async fn receive_file(
     delivery_id: Option<String>,
 ) -> anyhow::Result<String> {
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
-    let mut rows = Vec::new();
-    for row in csv::Reader::from_reader(text.as_slice()).deserialize() {
-        let row: Row = row.with_context(|| format!("reading {}", file.display()))?;
-        rows.push((row.warehouse_id, row.sku, row.count));
-    }
+    let rows = read_rows(&text).with_context(|| format!("reading {}", file.display()))?;
     let id = delivery_id.unwrap_or_else(|| {
         let name = file
             .file_name()
@@ -157,8 +154,10 @@ pub async fn receive_file(
             .collect();
         format!("{name}-{:.16}", format!("{:x}", Sha256::digest(&text)))
     });
-    // line 1 is the header
-    let delivery = Delivery::parse(&id, rows, |index| format!("line {}", index + 2)).map_err(
+    let lines = rows
+        .iter()
+        .map(|(_, row)| (row.warehouse_id, row.sku, row.count));
+    let delivery = Delivery::parse(&id, lines, |index| format!("line {}", rows[index].0)).map_err(
         |violations| {
             let all: Vec<_> = violations
                 .iter()
@@ -177,6 +176,42 @@ pub async fn receive_file(
     } else {
         format!("delivery {id} received: {units} units in {lines} lines")
     })
+}
+
+/// The rows of a CSV file, each with the number of its line.
+fn read_rows(text: &[u8]) -> anyhow::Result<Vec<(u64, Row)>> {
+    let mut reader = csv::Reader::from_reader(text);
+    let header = reader.headers()?.clone();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let row = record.and_then(|record| {
+            let row: Row = record.deserialize(Some(&header))?;
+            Ok((line_of(text, record.position()), row))
+        });
+        rows.push(row.map_err(|error| {
+            let cause = match error.kind() {
+                csv::ErrorKind::Deserialize { err, .. } => err.to_string(),
+                csv::ErrorKind::UnequalLengths {
+                    expected_len, len, ..
+                } => format!("has {len} fields, the header has {expected_len}"),
+                _ => error.to_string(),
+            };
+            anyhow::anyhow!("line {}: {cause}", line_of(text, error.position()))
+        })?);
+    }
+    Ok(rows)
+}
+
+/// The reader's position is where the record before has ended: blank lines follow, and the second half of a CRLF.
+fn line_of(text: &[u8], position: Option<&csv::Position>) -> u64 {
+    let Some(position) = position else { return 0 };
+    let from = usize::try_from(position.byte()).unwrap_or(text.len());
+    let between = text.iter().skip(from);
+    let skipped = between
+        .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+        .filter(|byte| **byte == b'\n')
+        .count();
+    position.line() + skipped as u64
 }
 
 #[cfg(test)]
@@ -209,5 +244,25 @@ mod tests {
             ["lines[1].warehouse_id", "lines[1].sku", "lines[1].count"]
         );
         assert!(Delivery::parse("", [(1, 1, 1)], |_| String::new()).is_err());
+    }
+
+    #[test]
+    fn rows_know_their_lines() {
+        let lines = |text: &str| -> Vec<u64> {
+            let rows = read_rows(text.as_bytes()).unwrap();
+            rows.into_iter().map(|(line, _)| line).collect()
+        };
+        assert_eq!(lines("warehouse_id,sku,count\n1,1,1\n1,1,1"), [2, 3]);
+        assert_eq!(
+            lines("\nwarehouse_id,sku,count\n\n1,1,1\n\n\n1,1,1\n"),
+            [4, 7]
+        );
+        assert_eq!(
+            lines("warehouse_id,sku,count\r\n1,1,1\r\n\r\n1,1,1\r\n"),
+            [2, 4]
+        );
+        let wrong = |text: &str| read_rows(text.as_bytes()).err().unwrap().to_string();
+        assert!(wrong("warehouse_id,sku,count\r\n1,1,1\r\n1,1\r\n").starts_with("line 3: has 2"));
+        assert!(wrong("warehouse_id,sku,count\r\n1,1,1\r\n1,x,1\r\n").starts_with("line 3: "));
     }
 }

@@ -99,7 +99,7 @@ impl Server {
         let name = doors.name;
         watch_health(&tasks, health.clone(), reporter.clone(), name);
 
-        let routes = with_standard_services(doors.grpc, doors.descriptors, health_service)?;
+        let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
         let grace = self.shutdown_grace;
         let doors = self.serve(routes, doors.http, health.clone(), closing.clone())?;
 
@@ -221,6 +221,7 @@ fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
 /// Adds the standard services that every service has: health and reflection.
 fn with_standard_services(
     routes: Routes,
+    name: &'static str,
     descriptors: &'static [u8],
     health: HealthServer<impl tonic_health::pb::health_server::Health>,
 ) -> anyhow::Result<Routes> {
@@ -228,12 +229,25 @@ fn with_standard_services(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(descriptors)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // so that tools can print the details of an error
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            // the descriptor set knows its neighbours too; this door serves only these
+            .with_service_name(name)
+            .with_service_name("grpc.health.v1.Health")
     };
     // v1alpha is what grpcurl before 1.8.8 and other old tools ask for
     Ok(routes
         .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?))
+        .add_service(
+            reflection()
+                .with_service_name("grpc.reflection.v1.ServerReflection")
+                .build_v1()?,
+        )
+        .add_service(
+            reflection()
+                .with_service_name("grpc.reflection.v1alpha.ServerReflection")
+                .build_v1alpha()?,
+        ))
 }
 
 type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;

@@ -29,13 +29,29 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::config::{JaegerConfig, LogConfig};
+use crate::{
+    config::{JaegerConfig, LogConfig},
+    error::StartError,
+};
 
 /// Keeps the exporter alive; [`Telemetry::shutdown`] sends what is left.
 pub struct Telemetry(TracerProvider);
 
 /// Installs the subscriber of the process. A second call in one process (tests) keeps the first.
-pub fn init(service: &'static str, log: &LogConfig, jaeger: &JaegerConfig) -> Telemetry {
+///
+/// # Errors
+/// A log level that is none.
+pub fn init(
+    service: &'static str,
+    log: &LogConfig,
+    jaeger: &JaegerConfig,
+) -> Result<Telemetry, StartError> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|error| {
+        StartError::new(
+            format!("log.level = {:?}: {error}", log.level),
+            "write error, warn, info or debug",
+        )
+    })?;
     let resource = Resource::new([KeyValue::new("service.name", service)]);
     let mut builder =
         TracerProvider::builder().with_config(Config::default().with_resource(resource));
@@ -45,7 +61,6 @@ pub fn init(service: &'static str, log: &LogConfig, jaeger: &JaegerConfig) -> Te
             .with_span_processor(BatchSpanProcessor::builder(exporter, runtime::Tokio).build());
     }
     let provider = builder.build();
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     // spans are made whatever the log level: the trace id of an answer does not depend on it
     let spans = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(service))
@@ -66,7 +81,7 @@ pub fn init(service: &'static str, log: &LogConfig, jaeger: &JaegerConfig) -> Te
             tracing::error!(panic.message = %panic_text(panic.payload()), panic.location = %location, "panicked");
         }));
     }
-    Telemetry(provider)
+    Ok(Telemetry(provider))
 }
 
 /// The text of a panic's payload.
