@@ -1,0 +1,208 @@
+//! Puts the service together: sockets, pools and clients are opened by `bind`, before anything is served.
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use axum::Router;
+use platform::{
+    client::{Client, Neighbour},
+    error::StartError,
+    grpc::Guard,
+    http, pg, process,
+    server::{Doors, Readiness, Server},
+    tasks::Tasks,
+    telemetry,
+};
+use proto::cart::{cart_client::CartClient, cart_server::CartServer};
+use sqlx::{PgPool, migrate::Migrator};
+use tokio::net::TcpStream;
+
+use crate::{
+    carts::Carts,
+    clients::{loms::Loms, products::Products},
+    config::Config,
+    grpc::CartService,
+    purchases::Purchases,
+    recovery::Recovery,
+};
+
+/// The name that ports, metrics and traces know it by.
+pub const SERVICE: &str = "checkout";
+/// One for each purchase that the worker finishes at once is plenty: none is held while LOMS is asked.
+const WORKER_CONNECTIONS: u32 = 2;
+/// How long a neighbour may take to accept the connection that the readiness report tries.
+const NEIGHBOUR_BOUND: Duration = Duration::from_secs(1);
+
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// The service, bound and not yet running.
+pub struct App {
+    server: Server,
+    doors: Doors,
+    readiness: Readiness,
+    recovery: Recovery,
+    tasks: Tasks,
+    pools: [PgPool; 2],
+}
+
+impl App {
+    /// Opens both sockets and prepares pools and clients. Database and neighbours may be away.
+    ///
+    /// # Errors
+    /// A port in use, a file that cannot be read, an address that is none.
+    pub async fn bind(config: Config) -> Result<App, StartError> {
+        let server = Server::bind(SERVICE, &config.common()).await?;
+        let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        // callers cannot take the connections that finishing purchases needs
+        let workers = pg::pool(&config.postgres, "checkout-workers", WORKER_CONNECTIONS)?;
+        let tasks = Tasks::new();
+        let loms = Loms::new(loms_client(&config)?);
+        let products = products(&config, &tasks)?;
+
+        let carts = Carts::new(pool.clone(), loms.clone(), products, tasks.clone());
+        let settings = &config.purchases;
+        let purchases = |pool: &PgPool| {
+            Purchases::new(pool.clone(), loms.clone(), tasks.clone(), settings.clone())
+        };
+        let recovery = Recovery::new(workers.clone(), purchases(&workers), settings.clone());
+        Ok(App {
+            server,
+            doors: doors(&config, CartService::new(carts, purchases(&pool))),
+            readiness: readiness(&config, pool.clone()),
+            recovery,
+            tasks,
+            pools: [pool, workers],
+        })
+    }
+
+    /// Where gRPC listens.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.server.grpc_addr()
+    }
+
+    /// Where HTTP listens.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.server.http_addr()
+    }
+
+    /// Serves and works until `shutdown`, then drains.
+    ///
+    /// # Errors
+    /// A worker that failed, or work that was cut by `shutdown_grace`.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let stopping = self.tasks.stopping();
+        self.tasks.worker("recovery", self.recovery.run(stopping));
+        let ended = self
+            .server
+            .run(self.doors, self.readiness, self.tasks, shutdown)
+            .await;
+        for pool in self.pools {
+            pool.close().await;
+        }
+        ended
+    }
+}
+
+/// The process: says where it listens, serves until a signal, sends its last traces.
+///
+/// # Errors
+/// What stopped it, if it was not asked to.
+pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<()> {
+    #[cfg(feature = "failpoints")]
+    let _crash_points = fail::FailScenario::setup();
+    let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger)?;
+    let grace = config.shutdown_grace;
+    let shutdown = process::shutdown_signal(stop_on_stdin_close)?;
+    let app = App::bind(config).await?;
+    process::announce(SERVICE, app.grpc_addr(), app.http_addr());
+    let ended = app.run(shutdown).await;
+    telemetry.shutdown(grace).await;
+    ended
+}
+
+/// Applies what is missing of the schema.
+///
+/// # Errors
+/// No connection, or a migration that fails.
+pub async fn migrate(config: &Config) -> Result<(), StartError> {
+    pg::migrate(&config.postgres, &MIGRATOR).await
+}
+
+fn loms_client(config: &Config) -> Result<Client, StartError> {
+    let neighbour = Neighbour {
+        name: "loms",
+        address: config.services.loms.clone(),
+        tls_ca: config.tls.enabled.then(|| config.tls.ca.clone()),
+        connect_timeout: config.loms.connect_timeout,
+        timeout: config.loms.timeout,
+    };
+    Client::new(SERVICE, &neighbour)
+}
+
+fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
+    let neighbour = Neighbour {
+        name: "products",
+        address: config.services.products.clone(),
+        tls_ca: config.products.tls.then(|| config.products.ca.clone()),
+        connect_timeout: config.products.connect_timeout,
+        timeout: config.products.timeout,
+    };
+    let client = Client::new(SERVICE, &neighbour)?;
+    Ok(Products::new(
+        client,
+        config.token.clone(),
+        &config.products,
+        tasks.clone(),
+    ))
+}
+
+fn doors(config: &Config, service: CartService) -> Doors {
+    let limits = &config.limits;
+    let server = CartServer::new(service).max_decoding_message_size(limits.body_bytes);
+    let service = Guard::new(SERVICE, limits).wrap(server);
+    let client = CartClient::new(service.clone());
+    Doors {
+        grpc: tonic::service::Routes::new(service),
+        name: "cart.Cart",
+        descriptors: proto::DESCRIPTORS,
+        http: routes(client),
+    }
+}
+
+/// A JSON route for an RPC of the in-process client.
+macro_rules! rpc {
+    ($client:expr, $method:ident) => {{
+        let client = $client.clone();
+        http::rpc(move |request| {
+            let mut client = client.clone();
+            async move { client.$method(request).await }
+        })
+    }};
+}
+
+fn routes(client: CartClient<platform::grpc::Guarded<CartServer<CartService>>>) -> Router {
+    Router::new()
+        .route("/addToCart", rpc!(client, add_to_cart))
+        .route("/deleteFromCart", rpc!(client, delete_from_cart))
+        .route("/listCart", rpc!(client, list_cart))
+        // what old clients call for /listCart
+        .route("/listCartRequest", rpc!(client, list_cart))
+        .route("/purchase", rpc!(client, purchase))
+}
+
+fn readiness(config: &Config, pool: PgPool) -> Readiness {
+    let (loms, products) = (
+        config.services.loms.clone(),
+        config.services.products.clone(),
+    );
+    Readiness::new(pool, &MIGRATOR)
+        .note("loms", move || reachable(loms.clone()))
+        .note("products", move || reachable(products.clone()))
+}
+
+/// Whether somebody listens there; a request would cost one of the few that ProductService allows.
+async fn reachable(address: String) -> String {
+    match tokio::time::timeout(NEIGHBOUR_BOUND, TcpStream::connect(&address)).await {
+        Ok(Ok(_)) => "ok".to_owned(),
+        Ok(Err(_)) | Err(_) => "unreachable".to_owned(),
+    }
+}

@@ -1,0 +1,301 @@
+//! ProductService: names and prices. However many ask, one request a SKU is on its way, all of them within what
+//! ProductService allows, callers served in turn, answers kept for a while.
+//!
+//! A SKU that is asked for and not cached is a flight. All who need it wait for it, each in the line for a slot on its
+//! behalf; whose slot comes first launches it, and the others leave the line. A launched flight is a task of its own: it
+//! lands in the cache even when all who waited have gone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use moka::future::Cache;
+use platform::{client::Client, grpc::Deadline, tasks::Tasks};
+use proto::product::{GetProductRequest, product_service_client::ProductServiceClient};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+use super::{
+    allowance::{Allowance, Slot},
+    retry,
+};
+use crate::{cart::Sku, config::ProductsConfig, error::Error, metrics::METRICS};
+
+const NAME: &str = "products";
+/// A request that was given up may be noticed there a little later; until then it counts as one at once.
+const RESET_GRACE: Duration = Duration::from_millis(100);
+/// Flights that nobody waits for any more are forgotten when there are more than this many entries.
+const PRUNE_OVER: usize = 4096;
+
+/// What ProductService knows about a SKU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Product {
+    /// Its name.
+    pub name: String,
+    /// For one unit, in the smallest unit of the currency.
+    pub price: u32,
+}
+
+/// The client; clones share connection, allowance and cache.
+#[derive(Clone)]
+pub struct Products(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    token: SecretString,
+    allowance: Allowance,
+    /// `None` when the config turned it off.
+    cache: Option<Cache<Sku, Arc<Product>>>,
+    flights: Mutex<HashMap<Sku, Weak<Flight>>>,
+    tasks: Tasks,
+    lookup_timeout: Duration,
+}
+
+/// One caller's place in the line: it waits for one slot at a time, so a cart of 500 lines does not starve a cart of 2.
+#[derive(Default)]
+pub struct Turn(tokio::sync::Mutex<()>);
+
+struct Flight {
+    state: watch::Sender<State>,
+}
+
+#[derive(Clone)]
+enum State {
+    Waiting,
+    Launched,
+    Landed(Result<Arc<Product>, Missed>),
+}
+
+/// Why there is no product; told to all who waited for the flight.
+#[derive(Clone)]
+enum Missed {
+    Unknown,
+    Away(String),
+    Late,
+    Broken(String),
+}
+
+impl Products {
+    /// Requests go over `client` with `token`; `tasks` carries the flights.
+    pub fn new(client: Client, token: SecretString, config: &ProductsConfig, tasks: Tasks) -> Self {
+        let cache = (!config.cache_ttl.is_zero()).then(|| {
+            Cache::builder()
+                .max_capacity(config.cache_entries)
+                .time_to_live(config.cache_ttl)
+                .build()
+        });
+        Self(Arc::new(Inner {
+            client,
+            token,
+            allowance: Allowance::new(config.per_second, config.at_once, config.arrival_margin),
+            cache,
+            flights: Mutex::default(),
+            tasks,
+            lookup_timeout: config.lookup_timeout,
+        }))
+    }
+
+    /// Name and price of a SKU. Pass the same `turn` for all SKUs of one call.
+    ///
+    /// # Errors
+    /// ProductService does not know the SKU, is away or late, or there was no slot before the deadline.
+    pub async fn get(
+        &self,
+        sku: Sku,
+        turn: &Turn,
+        deadline: Deadline,
+    ) -> Result<Arc<Product>, Error> {
+        if let Some(product) = self.0.cached(sku).await {
+            METRICS.product_cache("hit");
+            return Ok(product);
+        }
+        let answer = tokio::time::timeout_at(deadline.instant(), self.fly(sku, turn)).await;
+        match answer {
+            Ok(Ok(product)) => Ok(product),
+            Ok(Err(Missed::Unknown)) => Err(Error::UnknownProducts { skus: vec![sku] }),
+            Ok(Err(Missed::Away(cause))) => Err(Error::NeighbourAway {
+                neighbour: NAME,
+                cause,
+            }),
+            Ok(Err(Missed::Broken(cause))) => Err(Error::NeighbourBroken {
+                neighbour: NAME,
+                cause,
+            }),
+            Ok(Err(Missed::Late)) | Err(_) => Err(Error::Late { waited_for: NAME }),
+        }
+    }
+
+    async fn fly(&self, sku: Sku, turn: &Turn) -> Result<Arc<Product>, Missed> {
+        let flight = self.0.join(sku);
+        let mut state = flight.state.subscribe();
+        let took_off = state.wait_for(|state| !matches!(state, State::Waiting));
+        let slot = METRICS.product_wait(async {
+            let _turn = turn.0.lock().await;
+            self.0.allowance.acquire().await
+        });
+        let slot = tokio::select! {
+            biased;
+            _ = took_off => None,
+            slot = slot => Some(slot),
+        };
+        match slot {
+            Some(slot) => self.launch(sku, &flight, slot),
+            None => METRICS.product_cache("shared"),
+        }
+        let landed = state
+            .wait_for(|state| matches!(state, State::Landed(_)))
+            .await;
+        match landed.as_deref() {
+            Ok(State::Landed(answer)) => answer.clone(),
+            _ => Err(Missed::Broken("the flight was lost".to_owned())),
+        }
+    }
+
+    /// Starts the request, unless another caller's slot came at the same time: then this slot goes to the next in line.
+    fn launch(&self, sku: Sku, flight: &Arc<Flight>, slot: Slot) {
+        let launched = flight.state.send_if_modified(|state| {
+            let waiting = matches!(state, State::Waiting);
+            if waiting {
+                *state = State::Launched;
+            }
+            waiting
+        });
+        if !launched {
+            return METRICS.product_cache("shared");
+        }
+        METRICS.product_cache("miss");
+        let mut landing = Landing {
+            inner: self.0.clone(),
+            flight: flight.clone(),
+            sku,
+            answer: Err(Missed::Broken("the flight was lost".to_owned())),
+        };
+        self.0.tasks.detach(async move {
+            landing.answer = landing.inner.look_up(sku, slot).await.map(Arc::new);
+            if let (Ok(product), Some(cache)) = (&landing.answer, &landing.inner.cache) {
+                cache.insert(sku, product.clone()).await;
+            }
+        });
+    }
+}
+
+/// The end of a flight, also of one that panics: nobody waits for it in vain.
+struct Landing {
+    inner: Arc<Inner>,
+    flight: Arc<Flight>,
+    sku: Sku,
+    answer: Result<Arc<Product>, Missed>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        // first out of the list, then landed: who comes now finds the cache, or begins a flight of its own
+        self.inner.forget(self.sku, &self.flight);
+        self.flight
+            .state
+            .send_replace(State::Landed(self.answer.clone()));
+    }
+}
+
+impl Inner {
+    async fn cached(&self, sku: Sku) -> Option<Arc<Product>> {
+        match &self.cache {
+            Some(cache) => cache.get(&sku).await,
+            None => None,
+        }
+    }
+
+    /// The flight for a SKU, a new one if there is none.
+    fn join(&self, sku: Sku) -> Arc<Flight> {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(&sku).and_then(Weak::upgrade) {
+            return flight;
+        }
+        if flights.len() > PRUNE_OVER {
+            flights.retain(|_, flight| flight.strong_count() > 0);
+        }
+        let flight = Arc::new(Flight {
+            state: watch::Sender::new(State::Waiting),
+        });
+        flights.insert(sku, Arc::downgrade(&flight));
+        flight
+    }
+
+    fn forget(&self, sku: Sku, flight: &Arc<Flight>) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights
+            .get(&sku)
+            .is_some_and(|known| known.as_ptr() == Arc::as_ptr(flight))
+        {
+            flights.remove(&sku);
+        }
+    }
+
+    /// Asks ProductService, with the slot that the flight was launched with and another one for each further try.
+    async fn look_up(&self, sku: Sku, slot: Slot) -> Result<Product, Missed> {
+        let deadline = Deadline::after(self.lookup_timeout);
+        let again =
+            |status: &Status| matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+        let mut first = Some(slot);
+        let tries = retry(deadline, again, || {
+            let slot = first.take();
+            async move {
+                match slot {
+                    Some(slot) => self.ask(sku, slot, deadline).await,
+                    None => {
+                        self.ask(sku, self.allowance.acquire().await, deadline)
+                            .await
+                    }
+                }
+            }
+        });
+        match tokio::time::timeout_at(deadline.instant(), tries).await {
+            Ok(answer) => answer.map_err(|status| missed(&status)),
+            // no slot for another try
+            Err(_) => Err(Missed::Late),
+        }
+    }
+
+    async fn ask(&self, sku: Sku, mut slot: Slot, deadline: Deadline) -> Result<Product, Status> {
+        let message = GetProductRequest {
+            token: self.token.expose_secret().to_owned(),
+            sku: sku.get(),
+        };
+        let mut stub = ProductServiceClient::new(self.client.clone());
+        slot.send();
+        let request = self.client.request(deadline, message);
+        let answer = self.client.call(deadline, stub.get_product(request)).await;
+        match &answer {
+            Err(status) if status.code() == Code::DeadlineExceeded => {
+                tokio::time::sleep(RESET_GRACE).await;
+            }
+            // may be our own transport, so it says nothing about the connection
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Unknown | Code::Cancelled
+                ) => {}
+            _ => slot.answered(),
+        }
+        answer.map(|product| Product {
+            name: product.name,
+            price: product.price,
+        })
+    }
+}
+
+fn missed(status: &Status) -> Missed {
+    let cause = || format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        Code::NotFound => Missed::Unknown,
+        Code::DeadlineExceeded => Missed::Late,
+        // RESOURCE_EXHAUSTED: it is we who asked too much of it, not our caller of us
+        Code::ResourceExhausted | Code::Unavailable | Code::Unknown | Code::Cancelled => {
+            Missed::Away(cause())
+        }
+        _ => Missed::Broken(cause()),
+    }
+}

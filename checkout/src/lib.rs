@@ -1,0 +1,20 @@
+//! The map of checkout, a user's cart and the purchase: `grpc` parses and answers; `carts` and `purchases` are what it can
+//! do, `recovery` finishes what purchases left open; `cart` and `purchase` decide without I/O; `store` has the SQL,
+//! `clients` the neighbours; `app` puts it together.
+
+pub mod app;
+pub mod config;
+pub mod error;
+pub mod grpc;
+
+pub mod carts;
+pub mod purchases;
+pub mod recovery;
+
+pub mod cart;
+pub mod purchase;
+
+pub mod clients;
+pub mod store;
+
+pub mod metrics;

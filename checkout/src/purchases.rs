@@ -1,0 +1,292 @@
+//! The purchase, a small saga that survives a crash at any point: the lines move into a purchase row, LOMS is asked with
+//! the row's id as the key, the row is closed. What stays open is finished by the user's next call or by the worker.
+//!
+//! ```text
+//!   begin ──────────► ask LOMS ─────────► close            each step leaves what the next caller needs;
+//!   (cart's lock)     (no lock held)      (cart's lock)    LOMS gives the same order for the same key
+//! ```
+
+use std::time::Duration;
+
+use fail::fail_point;
+use platform::{grpc::Deadline, tasks::Tasks};
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    cart::UserId,
+    clients::loms::{Cancellation, Loms, Placement},
+    config::PurchasesConfig,
+    error::Error,
+    metrics::METRICS,
+    purchase::{self, IdempotencyKey, OpenPurchase, Order, OrderId, Outcome, Start, Verdict},
+    store::{self, purchases::Loaded},
+};
+
+/// The use case; clones share everything.
+#[derive(Clone)]
+pub struct Purchases {
+    pool: PgPool,
+    loms: Loms,
+    tasks: Tasks,
+    config: PurchasesConfig,
+}
+
+/// For whom a purchase is driven, and how long it may take.
+pub struct Driver {
+    deadline: Deadline,
+    /// `None` for the worker, to whom an outcome is not news.
+    caller_left: Option<CancellationToken>,
+}
+
+/// What a call is about.
+enum Begun {
+    /// The purchase that it is answered from.
+    Ours(Uuid),
+    /// One with another key, which has to end before the call's own may begin.
+    Before(Uuid),
+}
+
+impl Driver {
+    /// Nobody waits for the outcome.
+    pub fn worker(allowed: Duration) -> Self {
+        Self {
+            deadline: Deadline::after(allowed),
+            caller_left: None,
+        }
+    }
+
+    /// An outcome that is known now still reaches its caller, as far as that can be known.
+    fn hears(&self) -> bool {
+        let left = self
+            .caller_left
+            .as_ref()
+            .map(CancellationToken::is_cancelled);
+        left == Some(false) && !self.deadline.passed()
+    }
+}
+
+impl Purchases {
+    /// Purchases are in `pool`; `tasks` carries what a caller began and left.
+    pub fn new(pool: PgPool, loms: Loms, tasks: Tasks, config: PurchasesConfig) -> Self {
+        Self {
+            pool,
+            loms,
+            tasks,
+            config,
+        }
+    }
+
+    /// Orders what is in the cart, or finds out how an earlier call's purchase ended.
+    ///
+    /// # Errors
+    /// EMPTY_CART, INSUFFICIENT_STOCK, ORDER_CANCELLED, ORDER_REFUSED: it is over, and the lines are in the cart. LOMS or
+    /// the database away or late: it stays open, and is finished by the next call or by the worker.
+    pub async fn purchase(
+        &self,
+        user: UserId,
+        key: Option<IdempotencyKey>,
+        deadline: Deadline,
+    ) -> Result<OrderId, Error> {
+        let left = CancellationToken::new();
+        // dropped with this call: when its answer is given, or when its caller has gone
+        let _present = left.clone().drop_guard();
+        let driver = Driver {
+            deadline,
+            caller_left: Some(left),
+        };
+        let this = self.clone();
+        self.tasks
+            .run("purchase", async move {
+                this.run(user, key.as_ref(), &driver).await
+            })
+            .await?
+    }
+
+    async fn run(
+        &self,
+        user: UserId,
+        key: Option<&IdempotencyKey>,
+        driver: &Driver,
+    ) -> Result<OrderId, Error> {
+        loop {
+            match self.begin(user, key).await? {
+                Begun::Ours(id) => return answer(self.finish(id, driver).await?),
+                Begun::Before(id) => {
+                    let silent = Driver {
+                        deadline: driver.deadline,
+                        caller_left: None,
+                    };
+                    self.finish(id, &silent).await?;
+                }
+            }
+            if driver.deadline.passed() {
+                return Err(Error::Late {
+                    waited_for: "the purchase before this one",
+                });
+            }
+        }
+    }
+
+    /// Decides under the cart's lock what this call is about, and writes it down before LOMS hears of it.
+    async fn begin(&self, user: UserId, key: Option<&IdempotencyKey>) -> Result<Begun, Error> {
+        let mut tx = self.pool.begin().await?;
+        let Some(cart_id) = store::carts::lock_cart(&mut tx, user).await? else {
+            return Err(Error::EmptyCart);
+        };
+        if let Some(key) = key
+            && let Some(known) = store::purchases::find_by_key(&mut tx, cart_id, key).await?
+        {
+            return Ok(Begun::Ours(known));
+        }
+        let last = store::purchases::find_last(&mut tx, cart_id).await?;
+        let empty = store::carts::is_empty(&mut tx, cart_id).await?;
+        let begun = match purchase::start(last, key.is_some(), empty) {
+            Start::Empty => return Err(Error::EmptyCart),
+            Start::Begin => {
+                let resume_after = self.config.resume_after;
+                let id =
+                    store::purchases::insert_purchase(&mut tx, cart_id, key, resume_after).await?;
+                store::carts::move_lines_out(&mut tx, cart_id, id).await?;
+                Begun::Ours(id)
+            }
+            Start::Answer(id) => {
+                if let Some(key) = key {
+                    store::purchases::adopt_key(&mut tx, id, key).await?;
+                }
+                Begun::Ours(id)
+            }
+            Start::FinishFirst(id) => Begun::Before(id),
+        };
+        tx.commit().await?;
+        fail_point!("purchase-begun", |_| std::process::abort());
+        Ok(begun)
+    }
+
+    /// Brings a purchase to its end, or says how it ended. Any number may do so at once: LOMS gives them the same order,
+    /// and one of them closes the row.
+    ///
+    /// # Errors
+    /// It stays open, to be tried again later.
+    pub async fn finish(&self, id: Uuid, driver: &Driver) -> Result<Outcome, Error> {
+        loop {
+            let purchase = match self.load(id).await? {
+                Some(Loaded::Closed { outcome, told }) => {
+                    if !told && driver.hears() {
+                        let mut conn = self.pool.acquire().await?;
+                        store::purchases::mark_told(&mut conn, id).await?;
+                    }
+                    return Ok(outcome);
+                }
+                Some(Loaded::Open { purchase, stale }) if purchase.resolving || !stale => purchase,
+                Some(Loaded::Open { .. }) => {
+                    // written down before anything is cancelled: a young caller's answer must not close it as made now
+                    let mut conn = self.pool.acquire().await?;
+                    store::purchases::mark_resolving(&mut conn, id).await?;
+                    continue;
+                }
+                None => return Err(Error::PurchaseGone),
+            };
+            match self.ask(&purchase, driver.deadline).await {
+                Ok(outcome) => {
+                    if self.close(&purchase, &outcome, driver).await? {
+                        return Ok(outcome);
+                    }
+                }
+                Err(error) => {
+                    self.postpone(&purchase).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn load(&self, id: Uuid) -> Result<Option<Loaded>, Error> {
+        let mut conn = self.pool.acquire().await?;
+        let resolve_after = self.config.resolve_after;
+        Ok(store::purchases::load_purchase(&mut conn, id, resolve_after).await?)
+    }
+
+    /// Asks LOMS how the purchase stands; an old one is cancelled if that is still possible.
+    async fn ask(&self, purchase: &OpenPurchase, deadline: Deadline) -> Result<Outcome, Error> {
+        let order = match self.loms.place(purchase, deadline).await? {
+            Placement::Placed(order) => order,
+            Placement::Refused(reason) => return Ok(Outcome::Refused { reason }),
+        };
+        fail_point!("order-placed", |_| std::process::abort());
+        let id = order.id;
+        let verdict = match purchase::judge(order, purchase.resolving) {
+            Verdict::Cancel => match self.loms.cancel(id, deadline).await? {
+                Cancellation::Done => return Ok(Outcome::Cancelled { order: id }),
+                Cancellation::TooLate => {
+                    let status = self.loms.status(id, deadline).await?;
+                    purchase::judge(
+                        Order {
+                            id,
+                            status,
+                            shortages: vec![],
+                        },
+                        true,
+                    )
+                }
+            },
+            verdict => verdict,
+        };
+        match verdict {
+            Verdict::Close(outcome) => Ok(outcome),
+            Verdict::Cancel | Verdict::Wait => Err(Error::OrderUndecided { order: id }),
+        }
+    }
+
+    /// Closes the purchase, unless somebody was quicker or it began to be resolved meanwhile. The cart is locked before
+    /// the purchase, as everywhere; only the one who closes moves lines.
+    async fn close(
+        &self,
+        purchase: &OpenPurchase,
+        outcome: &Outcome,
+        driver: &Driver,
+    ) -> Result<bool, Error> {
+        fail_point!("purchase-closing", |_| std::process::abort());
+        let mut tx = self.pool.begin().await?;
+        store::carts::lock_cart(&mut tx, purchase.user).await?;
+        if !store::purchases::close_purchase(&mut tx, purchase, outcome, driver.hears()).await? {
+            return Ok(false);
+        }
+        match outcome {
+            Outcome::Made { .. } => {}
+            Outcome::Failed { .. } | Outcome::Cancelled { .. } | Outcome::Refused { .. } => {
+                store::carts::give_lines_back(&mut tx, purchase.cart_id, purchase.id).await?;
+            }
+        }
+        tx.commit().await?;
+        METRICS.purchase_closed(outcome);
+        if let Outcome::Refused { reason } = outcome {
+            tracing::error!(purchase.id = %purchase.id, reason, "order refused by loms");
+        }
+        Ok(true)
+    }
+
+    /// A purchase that cannot even be put off is due again when its lease ends, so a failure here is only noted.
+    async fn postpone(&self, purchase: &OpenPurchase) {
+        let (first, most) = (self.config.first_backoff, self.config.most_backoff);
+        let wait = purchase::backoff(purchase.attempts, first, most, rand::random());
+        let postponed = async {
+            let mut conn = self.pool.acquire().await?;
+            store::recovery::postpone(&mut conn, purchase.id, wait).await
+        };
+        if let Err(error) = postponed.await {
+            tracing::warn!(purchase.id = %purchase.id, error = %error, "purchase not postponed");
+        }
+    }
+}
+
+/// What the caller hears of an outcome.
+fn answer(outcome: Outcome) -> Result<OrderId, Error> {
+    match outcome {
+        Outcome::Made { order } => Ok(order),
+        Outcome::Failed { order, shortages } => Err(Error::OrderFailed { order, shortages }),
+        Outcome::Cancelled { order } => Err(Error::OrderCancelled { order }),
+        Outcome::Refused { .. } => Err(Error::OrderRefused),
+    }
+}

@@ -1,0 +1,111 @@
+//! The worker behind purchases: finishes what calls left open, and sweeps what nobody will ask for again. Any number of
+//! replicas may run it.
+
+use std::time::Duration;
+
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use sqlx::PgPool;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    config::PurchasesConfig,
+    error::Error,
+    metrics::METRICS,
+    purchases::{Driver, Purchases},
+    store,
+};
+
+/// A poll interval of 0 in the config must not turn the worker into a busy loop.
+const LEAST_POLL: Duration = Duration::from_millis(10);
+/// Rows of one sweep: their locks are held for milliseconds.
+const SWEEP_ROWS: i64 = 500;
+
+/// The worker.
+pub struct Recovery {
+    pool: PgPool,
+    purchases: Purchases,
+    config: PurchasesConfig,
+}
+
+impl Recovery {
+    /// `pool` and the pool of `purchases` are the worker's own, so that callers cannot starve it.
+    pub fn new(pool: PgPool, purchases: Purchases, config: PurchasesConfig) -> Self {
+        Self {
+            pool,
+            purchases,
+            config,
+        }
+    }
+
+    /// Runs until `stopping`, then finishes what it has begun; deadlines bound that.
+    ///
+    /// # Errors
+    /// None: what fails is tried again.
+    pub async fn run(self, stopping: CancellationToken) -> anyhow::Result<()> {
+        let mut sweep_at = Instant::now();
+        let mut finishing = FuturesUnordered::new();
+        while !stopping.is_cancelled() {
+            match self.claim(finishing.len()).await {
+                Ok(due) => finishing.extend(due.into_iter().map(|id| self.finish(id))),
+                Err(error) => error.log(),
+            }
+            if Instant::now() >= sweep_at {
+                sweep_at = Instant::now() + self.config.sweep_every;
+                if let Err(error) = self.sweep().await {
+                    error.log();
+                }
+            }
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => {}
+                Some(()) = finishing.next() => {}
+                () = tokio::time::sleep(self.pause()) => {}
+            }
+        }
+        while finishing.next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Between half and all of the poll interval: replicas should not look at the same moments.
+    fn pause(&self) -> Duration {
+        let poll = self.config.poll.max(LEAST_POLL);
+        poll.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+    }
+
+    /// Takes over what is due, as far as there is room beside the `running` ones.
+    async fn claim(&self, running: usize) -> Result<Vec<Uuid>, Error> {
+        let mut conn = self.pool.acquire().await?;
+        METRICS.backlog(&store::recovery::measure_backlog(&mut conn).await?);
+        let room = usize::from(self.config.at_once.max(1)).saturating_sub(running);
+        if room == 0 {
+            return Ok(vec![]);
+        }
+        let limit = i64::try_from(room).unwrap_or(1);
+        Ok(store::recovery::claim_due(&mut conn, limit, self.config.resume_after).await?)
+    }
+
+    /// A trace of its own: the call that began the purchase has ended long ago.
+    #[tracing::instrument(skip(self), fields(purchase.id = %id))]
+    async fn finish(&self, id: Uuid) {
+        let driver = Driver::worker(self.config.resume_after);
+        match self.purchases.finish(id, &driver).await {
+            Ok(outcome) => {
+                tracing::info!(purchase.id = %id, outcome = outcome.name(), "purchase finished by the worker");
+            }
+            Err(error) => error.log(),
+        }
+    }
+
+    async fn sweep(&self) -> Result<(), Error> {
+        let mut conn = self.pool.acquire().await?;
+        loop {
+            let swept =
+                store::recovery::sweep_closed(&mut conn, self.config.keep, SWEEP_ROWS).await?;
+            if swept < SWEEP_ROWS.unsigned_abs() {
+                return Ok(());
+            }
+        }
+    }
+}
