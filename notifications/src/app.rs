@@ -1,0 +1,164 @@
+//! Puts the service together: sockets, pools and clients are opened by `bind`, before anything is served.
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use platform::{
+    error::StartError,
+    grpc::Guard,
+    http, pg, process,
+    server::{Doors, Readiness, Server},
+    tasks::Tasks,
+    telemetry,
+};
+use proto::notifications::{
+    notifications_client::NotificationsClient, notifications_server::NotificationsServer,
+};
+use sqlx::{PgPool, migrate::Migrator};
+use tokio::sync::Notify;
+
+use crate::{
+    config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, inbox::Inbox,
+};
+
+/// The name that ports, metrics and traces know it by.
+pub const SERVICE: &str = "notifications";
+/// One for the inbox, one for the sender, one to spare while a broken one is being noticed.
+const WORKER_CONNECTIONS: u32 = 3;
+/// How long the broker may take to answer the readiness report.
+const BROKER_BOUND: Duration = Duration::from_secs(1);
+
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// The service, bound and not yet running.
+pub struct App {
+    server: Server,
+    doors: Doors,
+    readiness: Readiness,
+    inbox: Inbox,
+    delivery: Delivery,
+    pools: [PgPool; 2],
+}
+
+impl App {
+    /// Opens both sockets and prepares pools and clients. Database, Kafka and Telegram may be away.
+    pub async fn bind(config: Config) -> Result<App, StartError> {
+        let server = Server::bind(SERVICE, &config.common()).await?;
+        let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        // callers cannot take the connections that saving and telling need
+        let workers = pg::pool(
+            &config.postgres,
+            "notifications-workers",
+            WORKER_CONNECTIONS,
+        )?;
+        let saved = Arc::new(Notify::new());
+        let dead_letters = DeadLetters::new(
+            &config.brokers,
+            &config.kafka,
+            config.inbox.dead_letter_timeout,
+        )?;
+        let inbox = Inbox::new(
+            &config.brokers,
+            &config.kafka,
+            config.inbox.clone(),
+            workers.clone(),
+            dead_letters.clone(),
+            saved.clone(),
+        )?;
+        Ok(App {
+            server,
+            doors: doors(&config, pool.clone()),
+            readiness: readiness(&config, pool.clone(), dead_letters),
+            inbox,
+            delivery: Delivery::new(&config, workers.clone(), saved)?,
+            pools: [pool, workers],
+        })
+    }
+
+    /// Where gRPC listens.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.server.grpc_addr()
+    }
+
+    /// Where HTTP listens.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.server.http_addr()
+    }
+
+    /// Serves and works until `shutdown`, then drains.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let tasks = Tasks::new();
+        tasks.worker("inbox", self.inbox.run(tasks.stopping()));
+        tasks.worker("delivery", self.delivery.run(tasks.stopping()));
+        let ended = self
+            .server
+            .run(self.doors, self.readiness, tasks, shutdown)
+            .await;
+        // after work that was cut, a connection may still be out: closing would wait for it beyond the grace
+        if ended.is_ok() {
+            for pool in self.pools {
+                pool.close().await;
+            }
+        }
+        ended
+    }
+}
+
+/// The process: says where it listens, serves until a signal, sends its last traces.
+pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<()> {
+    let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger)?;
+    let grace = config.shutdown_grace;
+    let shutdown = process::shutdown_signal(stop_on_stdin_close)?;
+    let app = App::bind(config).await?;
+    process::announce(SERVICE, app.grpc_addr(), app.http_addr());
+    let ended = app.run(shutdown).await;
+    telemetry.shutdown(grace).await;
+    ended
+}
+
+/// Applies what is missing of the schema.
+pub async fn migrate(config: &Config) -> Result<(), StartError> {
+    pg::migrate(&config.postgres, &MIGRATOR).await
+}
+
+fn doors(config: &Config, pool: PgPool) -> Doors {
+    let limits = &config.limits;
+    let service =
+        NotificationsServer::new(Service { pool }).max_decoding_message_size(limits.body_bytes);
+    let service = Guard::new(SERVICE, limits).wrap(service);
+    // in process: 20,000 messages are more than the 4 MiB that a client takes by default
+    let client = NotificationsClient::new(service.clone()).max_decoding_message_size(usize::MAX);
+    let history = http::rpc(move |request| {
+        let mut client = client.clone();
+        async move { client.get_history_with_period(request).await }
+    });
+    Doors {
+        grpc: tonic::service::Routes::new(service),
+        name: "notifications.Notifications",
+        descriptors: proto::DESCRIPTORS,
+        http: axum::Router::new().route("/history", history),
+    }
+}
+
+fn readiness(config: &Config, pool: PgPool, dead_letters: DeadLetters) -> Readiness {
+    let topics = [
+        config.kafka.topic.clone(),
+        config.kafka.dead_letter_topic.clone(),
+    ];
+    Readiness::new(pool, &MIGRATOR).note("kafka", move || {
+        let (topics, dead_letters) = (topics.clone(), dead_letters.clone());
+        async move {
+            // librdkafka's question blocks
+            let asked = tokio::task::spawn_blocking(move || {
+                let states = topics
+                    .iter()
+                    .map(|topic| dead_letters.topic_state(topic, BROKER_BOUND));
+                states.into_iter().find(|state| state != "ok")
+            });
+            asked
+                .await
+                .ok()
+                .flatten()
+                .unwrap_or_else(|| "ok".to_owned())
+        }
+    })
+}

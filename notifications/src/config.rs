@@ -1,0 +1,214 @@
+//! What an operator can set, each with its default and the reason for it. `config.example.yaml` lists every key.
+
+use std::{net::SocketAddr, time::Duration};
+
+use platform::config::{
+    Common, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig, PostgresConfig,
+    TlsConfig, defaults, secret, text,
+};
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// `config.yaml`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The contract's port, 50053.
+    #[serde(default = "grpc")]
+    pub grpc: GrpcConfig,
+    /// The contract's port, 8082.
+    #[serde(default = "http")]
+    pub http: HttpConfig,
+    /// Of the gRPC door.
+    #[serde(default)]
+    pub tls: TlsConfig,
+    /// The database of messages.
+    pub postgres: PostgresConfig,
+    /// Kafka's addresses, `host:port`.
+    pub brokers: Vec<String>,
+    /// Topics and group.
+    #[serde(default)]
+    pub kafka: KafkaConfig,
+    /// How events are taken in.
+    #[serde(default)]
+    pub inbox: InboxConfig,
+    /// Whom to tell; empty: the log.
+    #[serde(default)]
+    pub telegram: TelegramConfig,
+    /// How messages are told.
+    #[serde(default)]
+    pub delivery: DeliveryConfig,
+    /// Traces.
+    #[serde(default)]
+    pub jaeger: JaegerConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// What one process takes on at once.
+    #[serde(default)]
+    pub limits: Limits,
+    /// How long stopping may take.
+    #[serde(default = "defaults::shutdown_grace", with = "humantime_serde")]
+    pub shutdown_grace: Duration,
+}
+
+/// How events are taken in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InboxConfig {
+    /// Events saved by one transaction at most: 500 cost about as much as the flush of the log that ends them.
+    pub batch: usize,
+    /// After a failure the same batch is tried again so soon; doubled each time, with jitter.
+    #[serde(with = "humantime_serde")]
+    pub backoff: Duration,
+    /// The longest wait: how long a database that is back goes unnoticed.
+    #[serde(with = "humantime_serde")]
+    pub longest_backoff: Duration,
+    /// How long the broker may take to acknowledge a dead letter before its batch is tried again.
+    #[serde(with = "humantime_serde")]
+    pub dead_letter_timeout: Duration,
+}
+
+impl Default for InboxConfig {
+    fn default() -> Self {
+        InboxConfig {
+            batch: 500,
+            backoff: Duration::from_millis(100),
+            longest_backoff: Duration::from_secs(5),
+            dead_letter_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Whom to tell. Without a key or a chat, messages go to the log.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelegramConfig {
+    /// The bot's key, as its maker was told it.
+    #[serde(deserialize_with = "secret")]
+    pub api_key: SecretString,
+    /// The chat, a number or `@name`.
+    #[serde(deserialize_with = "text")]
+    pub chat_id: String,
+    /// The Bot API; a self-hosted gateway or a test stands here too.
+    pub api_url: String,
+    /// One attempt: an answer that takes longer is seldom one.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Default for TelegramConfig {
+    fn default() -> Self {
+        TelegramConfig {
+            api_key: SecretString::default(),
+            chat_id: String::new(),
+            api_url: "https://api.telegram.org".to_owned(),
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How messages are told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeliveryConfig {
+    /// Messages on their way at once; also how many may be told twice after a crash.
+    pub in_flight: u32,
+    /// How long an idle sender sleeps; a message saved by this process wakes it at once.
+    #[serde(with = "humantime_serde")]
+    pub poll: Duration,
+    /// The wait after a message's first failure; doubled each time, with jitter.
+    #[serde(with = "humantime_serde")]
+    pub backoff: Duration,
+    /// The longest wait. With the two above, twelve attempts take about 50 minutes: an outage of that length loses nothing.
+    #[serde(with = "humantime_serde")]
+    pub longest_backoff: Duration,
+    /// A message that failed so often is given up.
+    pub max_attempts: u32,
+    /// So is one that was saved so long ago: news about an order is worth little an hour later.
+    #[serde(with = "humantime_serde")]
+    pub give_up_after: Duration,
+    /// The right to send lapses so long after its holder was last heard of; more than `telegram.timeout`.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+}
+
+impl Default for DeliveryConfig {
+    fn default() -> Self {
+        DeliveryConfig {
+            in_flight: 4,
+            poll: Duration::from_secs(1),
+            backoff: Duration::from_secs(5),
+            longest_backoff: Duration::from_secs(600),
+            max_attempts: 12,
+            give_up_after: Duration::from_secs(3600),
+            lease: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Config {
+    /// What server assembly needs.
+    pub fn common(&self) -> Common {
+        Common {
+            grpc: self.grpc.clone(),
+            http: self.http.clone(),
+            tls: self.tls.clone(),
+            postgres: self.postgres.clone(),
+            limits: self.limits.clone(),
+            shutdown_grace: self.shutdown_grace,
+        }
+    }
+}
+
+fn grpc() -> GrpcConfig {
+    GrpcConfig {
+        listen: SocketAddr::from(([0, 0, 0, 0], 50053)),
+    }
+}
+
+fn http() -> HttpConfig {
+    HttpConfig {
+        listen: SocketAddr::from(([0, 0, 0, 0], 8082)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_example_lists_every_key_with_its_default() {
+        let example = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.yaml"));
+        let example: Config = platform::config::load(Some(example)).expect("a config");
+        let smallest =
+            serde_json::json!({"brokers": [], "postgres": {"connection_string": "postgres://x"}});
+        let smallest: Config = serde_json::from_value(smallest).expect("a config");
+        let sections = |config: &Config| {
+            format!(
+                "{:?}",
+                (
+                    &config.grpc,
+                    &config.http,
+                    &config.kafka,
+                    &config.inbox,
+                    &config.delivery
+                )
+            ) + &format!(
+                "{:?}",
+                (
+                    &config.telegram,
+                    &config.jaeger,
+                    &config.log,
+                    &config.limits
+                )
+            ) + &format!(
+                "{:?}",
+                (config.shutdown_grace, config.postgres.max_connections)
+            )
+        };
+        assert_eq!(sections(&example), sections(&smallest));
+    }
+}

@@ -1,0 +1,348 @@
+//! Takes order events in. A batch is what one round of polling found: it is saved by one transaction, what cannot be saved
+//! is dead-lettered, then its offsets are committed; a crash in between only means that it is read, and recognised, again.
+//! While the database or the broker fails, the batch stays in hand, the partitions are paused and polling goes on.
+
+use std::{collections::BTreeMap, sync::Arc, sync::LazyLock, time::Duration};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures::FutureExt as _;
+use platform::{
+    config::KafkaConfig,
+    error::StartError,
+    grpc::registered,
+    kafka,
+    pg::{self, Failure},
+    telemetry,
+};
+use prometheus::{Histogram, HistogramOpts, IntCounter};
+use rdkafka::{
+    Message as _, TopicPartitionList,
+    consumer::{CommitMode, Consumer as _, StreamConsumer},
+    error::{KafkaError, KafkaResult},
+    message::{BorrowedMessage, OwnedMessage},
+    topic_partition_list::Offset,
+};
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::{
+    assignment::Assignment,
+    config::InboxConfig,
+    dead_letters::{Cause, DeadLetters, Letter},
+    event::{Event, Received, to_microsecond},
+    saving::{Verdict, save},
+};
+
+/// A span carries so many links at most (the default of OpenTelemetry's SDKs).
+const LINKS: usize = 128;
+
+static BATCH_SIZE: LazyLock<Histogram> = LazyLock::new(|| {
+    let opts = HistogramOpts::new(
+        "notifications_histogram_batch_size",
+        "Events saved by one transaction.",
+    );
+    registered(Histogram::with_opts(opts.buckets(vec![
+        1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0,
+    ])))
+});
+static SAVED: LazyLock<IntCounter> = LazyLock::new(|| {
+    registered(IntCounter::new(
+        "notifications_counter_saved_total",
+        "Events saved for the first time.",
+    ))
+});
+static DUPLICATES: LazyLock<IntCounter> = LazyLock::new(|| {
+    registered(IntCounter::new(
+        "notifications_counter_duplicates_total",
+        "Events that were saved before.",
+    ))
+});
+
+/// The consumer of order events.
+pub struct Inbox {
+    consumer: StreamConsumer<Assignment>,
+    dead_letters: DeadLetters,
+    pool: PgPool,
+    topic: String,
+    config: InboxConfig,
+    saved: Arc<Notify>,
+    complaint: Option<String>,
+}
+
+/// What has been read and is not committed yet.
+#[derive(Default)]
+struct Hand {
+    events: Vec<(Received, OwnedMessage)>,
+    letters: Vec<Letter>,
+    /// By partition, the offset to go on from.
+    next: BTreeMap<i32, i64>,
+}
+
+impl Inbox {
+    /// A consumer that connects by itself, once it runs. `saved` is notified when there is something to tell.
+    pub fn new(
+        brokers: &[String],
+        kafka: &KafkaConfig,
+        config: InboxConfig,
+        pool: PgPool,
+        dead_letters: DeadLetters,
+        saved: Arc<Notify>,
+    ) -> Result<Inbox, StartError> {
+        for metric in [&SAVED, &DUPLICATES] {
+            LazyLock::force(metric);
+        }
+        let consumer = kafka::consumer_config(brokers, kafka)
+            // what the lag is taken from; as often as Prometheus asks
+            .set("statistics.interval.ms", "5000")
+            // bounds what a paused or slow consumer holds in memory
+            .set("queued.max.messages.kbytes", "16384")
+            .create_with_context(Assignment::default())
+            .map_err(|error| {
+                StartError::new(
+                    format!("preparing the Kafka consumer: {error}"),
+                    "correct brokers and kafka",
+                )
+            })?;
+        let topic = kafka.topic.clone();
+        Ok(Inbox {
+            consumer,
+            dead_letters,
+            pool,
+            topic,
+            config,
+            saved,
+            complaint: None,
+        })
+    }
+
+    /// Consumes until told to stop; what is in hand then is finished, or left for the next to read.
+    pub async fn run(mut self, stopping: CancellationToken) -> anyhow::Result<()> {
+        self.consumer.subscribe(&[&self.topic])?;
+        let mut hand = Hand::default();
+        loop {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => break,
+                filled = self.fill(&mut hand) => filled?,
+            }
+            self.settle(&mut hand, &stopping).await?;
+        }
+        // closing waits for the commits and leaves the group, so that others need not wait for the session to lapse
+        tokio::task::spawn_blocking(move || drop(self.consumer)).await?;
+        Ok(())
+    }
+
+    /// Waits for a record, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
+    async fn fill(&mut self, hand: &mut Hand) -> KafkaResult<()> {
+        let polled = self.consumer.recv().await;
+        take(&self.consumer, &mut self.complaint, hand, polled)?;
+        while hand.len() < self.config.batch {
+            let Some(polled) = self.consumer.recv().now_or_never() else {
+                break;
+            };
+            take(&self.consumer, &mut self.complaint, hand, polled)?;
+        }
+        Ok(())
+    }
+
+    /// Tries until the hand is empty. No failure of the database or the broker is a reason to skip an event.
+    async fn settle(&mut self, hand: &mut Hand, stopping: &CancellationToken) -> KafkaResult<()> {
+        let mut waits = ExponentialBuilder::default()
+            .with_min_delay(self.config.backoff)
+            .with_max_delay(self.config.longest_backoff)
+            .with_jitter()
+            .without_max_times()
+            .build();
+        let mut failed = false;
+        while let Err(error) = self.try_settle(hand).await {
+            let wait = waits.next().unwrap_or(self.config.longest_backoff);
+            tracing::warn!(error = %format!("{error:#}"), retry_ms = wait.as_millis() as u64, "batch not settled");
+            if !failed {
+                self.consumer.context().pause(&self.consumer)?;
+                failed = true;
+            }
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                polled = self.keep_polling(hand, wait) => polled?,
+            }
+        }
+        if failed {
+            self.consumer.context().resume(&self.consumer)?;
+            tracing::info!("batch settled, consuming again");
+        }
+        Ok(())
+    }
+
+    /// Nothing comes from paused partitions, but a member that does not poll is put out of the group.
+    async fn keep_polling(&mut self, hand: &mut Hand, wait: Duration) -> KafkaResult<()> {
+        let until = Instant::now() + wait;
+        while let Ok(polled) = tokio::time::timeout_at(until, self.consumer.recv()).await {
+            take(&self.consumer, &mut self.complaint, hand, polled)?;
+        }
+        Ok(())
+    }
+
+    async fn try_settle(&self, hand: &mut Hand) -> anyhow::Result<()> {
+        hand.forget(&self.consumer.context().take_lost());
+        if hand.len() == 0 {
+            return Ok(());
+        }
+        let span = tracing::info_span!(
+            "inbox.settle",
+            otel.kind = "consumer",
+            batch.size = hand.len()
+        );
+        for (received, _) in hand.events.iter().take(LINKS) {
+            if let Some(traceparent) = &received.traceparent {
+                telemetry::link_to(&span, traceparent);
+            }
+        }
+        async {
+            self.save(hand).await?;
+            self.dead_letters.send(&mut hand.letters).await?;
+            self.commit(hand);
+            Ok(())
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn save(&self, hand: &mut Hand) -> Result<(), sqlx::Error> {
+        if hand.events.is_empty() {
+            return Ok(());
+        }
+        // two replicas that save the same orders lock them in the same order
+        hand.events.sort_by_key(|(received, _)| {
+            (
+                received.event.order.get(),
+                received.event.sequence,
+                received.source,
+            )
+        });
+        let records: Vec<&Received> = hand.events.iter().map(|(received, _)| received).collect();
+        let verdicts = save(&self.pool, &self.topic, &records)
+            .await
+            .inspect_err(|error| {
+                if pg::classify(error) == Failure::Bug {
+                    tracing::error!(error = %error, "events cannot be saved");
+                }
+            })?;
+        BATCH_SIZE.observe(verdicts.len() as f64);
+        for ((_, record), verdict) in hand.events.drain(..).zip(verdicts) {
+            match verdict {
+                Verdict::Saved => SAVED.inc(),
+                Verdict::Duplicate => DUPLICATES.inc(),
+                Verdict::Conflict(error) => hand.letters.push(Letter {
+                    record,
+                    cause: Cause::Conflict,
+                    error,
+                }),
+                Verdict::Refused(error) => hand.letters.push(Letter {
+                    record,
+                    cause: Cause::Refused,
+                    error,
+                }),
+            }
+        }
+        self.saved.notify_one();
+        Ok(())
+    }
+
+    /// Not waited for: a commit that fails or is lost costs a second reading, which is recognised.
+    fn commit(&self, hand: &mut Hand) {
+        let mut offsets = TopicPartitionList::new();
+        for (partition, next) in std::mem::take(&mut hand.next) {
+            // cannot fail: the offset is one that Kafka gave
+            let _ = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next));
+        }
+        if let Err(error) = self.consumer.commit(&offsets, CommitMode::Async) {
+            tracing::warn!(error = %error, "offsets not committed");
+        }
+    }
+}
+
+/// Adds what was polled to the hand. A partition that went away is forgotten first: the callback ran before this record
+/// was handed out, and the same partition may be back already.
+fn take(
+    consumer: &StreamConsumer<Assignment>,
+    complaint: &mut Option<String>,
+    hand: &mut Hand,
+    polled: KafkaResult<BorrowedMessage<'_>>,
+) -> KafkaResult<()> {
+    hand.forget(&consumer.context().take_lost());
+    match polled {
+        Ok(message) => {
+            hand.add(&message);
+            *complaint = None;
+            Ok(())
+        }
+        Err(KafkaError::MessageConsumptionFatal(code)) => {
+            Err(KafkaError::MessageConsumptionFatal(code))
+        }
+        Err(error) => {
+            // a broker that is away is reported again and again
+            let text = error.to_string();
+            if complaint.as_ref() != Some(&text) {
+                tracing::warn!(error = %text, "kafka does not answer as it should");
+                *complaint = Some(text);
+            }
+            Ok(())
+        }
+    }
+}
+
+impl Hand {
+    fn len(&self) -> usize {
+        self.events.len() + self.letters.len()
+    }
+
+    fn add(&mut self, message: &BorrowedMessage<'_>) {
+        let (partition, offset) = (message.partition(), message.offset());
+        self.next.insert(partition, offset + 1);
+        let record = message.detach();
+        match Event::parse(message.payload()) {
+            Ok(event) => {
+                let received = Received {
+                    at: event.occurred_at.unwrap_or_else(|| kafka_time(message)),
+                    event,
+                    source: (partition, offset),
+                    traceparent: kafka::traceparent(message).map(str::to_owned),
+                };
+                self.events.push((received, record));
+            }
+            Err(error) => {
+                let error = error.to_string();
+                self.letters.push(Letter {
+                    record,
+                    cause: Cause::Unreadable,
+                    error,
+                });
+            }
+        }
+    }
+
+    /// Abandons what came from partitions that are no longer ours: whoever has them now reads it from the last commit.
+    fn forget(&mut self, partitions: &[i32]) {
+        if partitions.is_empty() {
+            return;
+        }
+        self.events
+            .retain(|(received, _)| !partitions.contains(&received.source.0));
+        self.letters
+            .retain(|letter| !partitions.contains(&letter.record.partition()));
+        self.next
+            .retain(|partition, _| !partitions.contains(partition));
+    }
+}
+
+/// Kafka's time of a record; now, for a record of a format that has none.
+fn kafka_time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
+    let millis = message.timestamp().to_millis().filter(|millis| *millis > 0);
+    let at = millis.and_then(|millis| {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
+    });
+    to_microsecond(at.unwrap_or_else(OffsetDateTime::now_utc))
+}

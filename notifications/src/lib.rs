@@ -1,0 +1,20 @@
+//! Notifications: consumes order events, tells people, keeps the history.
+//!
+//! In: `inbox` (with `assignment`) polls, `saving` writes a batch, `dead_letters` takes what cannot be saved.
+//! Out: `delivery` tells what is untold through `telegram`. Asked: `grpc` -> `history`. All SQL is in `store`.
+//! What an event is and what people read of it: `event`, `message`.
+
+pub mod app;
+pub mod assignment;
+pub mod config;
+pub mod dead_letters;
+pub mod delivery;
+pub mod error;
+pub mod event;
+pub mod grpc;
+pub mod history;
+pub mod inbox;
+pub mod message;
+pub mod saving;
+pub mod store;
+pub mod telegram;

@@ -1,0 +1,217 @@
+//! Where messages go: Telegram's `sendMessage`, or the log when no key or no chat is configured. One call is one attempt;
+//! what an answer means for the message, and for the sender, is decided here, what is done about it in `delivery`.
+
+use std::time::Duration;
+
+use platform::error::StartError;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::config::TelegramConfig;
+
+/// A 429 that names no time; Telegram's own limits for one chat are per minute.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(30);
+/// A 429 is believed up to here: a stand-in's nonsense must not silence the service for a year.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// How much of a refusal is kept as a reason.
+const REASON_CHARS: usize = 300;
+
+/// The way out.
+#[derive(Clone)]
+pub enum Channel {
+    /// A chat behind the Bot API.
+    Telegram(Telegram),
+    /// The service's own log: it runs without Telegram.
+    Log,
+}
+
+/// One chat behind the Bot API.
+#[derive(Clone)]
+pub struct Telegram {
+    http: reqwest::Client,
+    api_url: String,
+    key: SecretString,
+    chat: String,
+}
+
+/// What one attempt came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is told.
+    Told,
+    /// The message itself is refused; the same message will always be.
+    Refused(String),
+    /// It did not work out this time.
+    Failed(String),
+    /// Everyone is to wait this long; says nothing about the message.
+    Paused(Duration),
+}
+
+#[derive(Serialize)]
+struct SendMessage<'a> {
+    chat_id: &'a str,
+    text: &'a str,
+}
+
+#[derive(Default, Deserialize)]
+struct Refusal {
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+#[derive(Default, Deserialize)]
+struct Parameters {
+    retry_after: Option<u64>,
+}
+
+impl Channel {
+    /// Opens no connection: Telegram away at start does not stop the start.
+    pub fn new(config: &TelegramConfig) -> Result<Channel, StartError> {
+        if config.api_key.expose_secret().is_empty() || config.chat_id.is_empty() {
+            return Ok(Channel::Log);
+        }
+        // reqwest comes without a provider here; an error means that one is installed already
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder()
+            .timeout(config.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|e| {
+                StartError::new(
+                    format!("preparing the Telegram client: {e}"),
+                    "check the system's certificates",
+                )
+            })?;
+        Ok(Channel::Telegram(Telegram {
+            http,
+            api_url: config.api_url.trim_end_matches('/').to_owned(),
+            key: config.api_key.clone(),
+            chat: config.chat_id.clone(),
+        }))
+    }
+
+    /// Tells one message.
+    pub async fn tell(&self, text: &str) -> Outcome {
+        match self {
+            Channel::Telegram(telegram) => telegram.send(text).await,
+            Channel::Log => {
+                tracing::info!(message.text = text, "told");
+                Outcome::Told
+            }
+        }
+    }
+}
+
+impl Telegram {
+    async fn send(&self, text: &str) -> Outcome {
+        let url = format!(
+            "{}/bot{}/sendMessage",
+            self.api_url,
+            self.key.expose_secret()
+        );
+        let message = SendMessage {
+            chat_id: &self.chat,
+            text,
+        };
+        let response = match self.http.post(url).json(&message).send().await {
+            Ok(response) => response,
+            // without the URL: it holds the key, and this text goes to the log and to the database
+            Err(error) => return Outcome::Failed(describe(&error.without_url())),
+        };
+        let status = response.status().as_u16();
+        if response.status().is_success() {
+            return Outcome::Told;
+        }
+        let header = response
+            .headers()
+            .get(reqwest::header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let refusal: Refusal = response.json().await.unwrap_or_default();
+        judge(status, header, &refusal)
+    }
+}
+
+/// Only a 400 and a 413 speak of the message. 401, 403 and 404 speak of the key or the chat: an operator can mend those
+/// while the message waits.
+fn judge(status: u16, retry_after_header: Option<u64>, refusal: &Refusal) -> Outcome {
+    let description: String = refusal.description.chars().take(REASON_CHARS).collect();
+    let reason = format!("HTTP {status} {description}").trim_end().to_owned();
+    match status {
+        429 => {
+            let asked = refusal.parameters.retry_after.or(retry_after_header);
+            let pause = asked.map_or(DEFAULT_PAUSE, Duration::from_secs);
+            // 0 would be a busy loop against a server that is asking for mercy
+            Outcome::Paused(pause.clamp(Duration::from_secs(1), LONGEST_PAUSE))
+        }
+        400 | 413 => Outcome::Refused(reason),
+        _ => Outcome::Failed(reason),
+    }
+}
+
+/// The innermost cause says what happened (`connection refused`); reqwest's own text only that sending failed.
+fn describe(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "no answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    format!("{error}: {cause}")
+        .chars()
+        .take(REASON_CHARS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(json: &str) -> Refusal {
+        serde_json::from_str(json).expect("a refusal")
+    }
+
+    #[test]
+    fn a_429_pauses_for_as_long_as_it_says() {
+        let body = refusal(
+            r#"{"ok":false,"error_code":429,"description":"Too Many Requests","parameters":{"retry_after":7}}"#,
+        );
+        assert_eq!(
+            judge(429, Some(3), &body),
+            Outcome::Paused(Duration::from_secs(7))
+        );
+        assert_eq!(
+            judge(429, Some(3), &Refusal::default()),
+            Outcome::Paused(Duration::from_secs(3))
+        );
+        assert_eq!(
+            judge(429, None, &Refusal::default()),
+            Outcome::Paused(DEFAULT_PAUSE)
+        );
+        assert_eq!(
+            judge(429, Some(0), &Refusal::default()),
+            Outcome::Paused(Duration::from_secs(1))
+        );
+        assert_eq!(
+            judge(429, Some(u64::MAX), &Refusal::default()),
+            Outcome::Paused(LONGEST_PAUSE)
+        );
+    }
+
+    #[test]
+    fn only_the_message_s_own_fault_is_final() {
+        let body = refusal(r#"{"ok":false,"description":"Bad Request: message is too long"}"#);
+        assert_eq!(
+            judge(400, None, &body),
+            Outcome::Refused("HTTP 400 Bad Request: message is too long".into())
+        );
+        for status in [302, 401, 403, 404, 408, 500, 502, 503] {
+            assert_eq!(
+                judge(status, None, &Refusal::default()),
+                Outcome::Failed(format!("HTTP {status}"))
+            );
+        }
+    }
+}

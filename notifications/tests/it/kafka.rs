@@ -1,0 +1,190 @@
+//! A broker for the tests: librdkafka's mock cluster, one for all of them, or the real one that `KAFKA_BROKERS` names.
+//! Every test has its own topics and group.
+
+use std::{
+    sync::{LazyLock, mpsc},
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientConfig, Message as _,
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
+    mocking::MockCluster,
+    producer::{FutureProducer, FutureRecord},
+    topic_partition_list::{Offset, TopicPartitionList},
+};
+use uuid::Uuid;
+
+pub(crate) const PARTITIONS: i32 = 4;
+
+type Creation = (String, i32, mpsc::Sender<()>);
+
+/// The mock cluster cannot leave its thread: topics are asked of it there.
+struct Mock {
+    brokers: String,
+    create: mpsc::Sender<Creation>,
+}
+
+static MOCK: LazyLock<Mock> = LazyLock::new(|| {
+    let (create, creations) = mpsc::channel::<Creation>();
+    let (started, start) = mpsc::channel();
+    std::thread::spawn(move || {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        started
+            .send(cluster.bootstrap_servers())
+            .expect("the test waits");
+        for (topic, partitions, done) in creations {
+            cluster
+                .create_topic(&topic, partitions, 1)
+                .expect("a topic");
+            done.send(()).expect("the test waits");
+        }
+    });
+    Mock {
+        brokers: start.recv().expect("a broker"),
+        create,
+    }
+});
+
+/// Topics and a group of one test.
+#[derive(Clone)]
+pub(crate) struct Kafka {
+    pub(crate) brokers: String,
+    pub(crate) topic: String,
+    pub(crate) dead_letter_topic: String,
+    pub(crate) group: String,
+    producer: FutureProducer,
+}
+
+impl Kafka {
+    pub(crate) async fn new() -> Kafka {
+        let name = Uuid::new_v4().simple().to_string();
+        let brokers = std::env::var("KAFKA_BROKERS").unwrap_or_else(|_| MOCK.brokers.clone());
+        let config = client_config(&brokers);
+        let kafka = Kafka {
+            topic: format!("orders-{name}"),
+            dead_letter_topic: format!("orders-{name}.dlq"),
+            group: format!("notifications-{name}"),
+            producer: config.create().expect("a producer"),
+            brokers,
+        };
+        kafka.create(&kafka.topic, PARTITIONS).await;
+        kafka.create(&kafka.dead_letter_topic, 1).await;
+        kafka
+    }
+
+    async fn create(&self, topic: &str, partitions: i32) {
+        if std::env::var("KAFKA_BROKERS").is_err() {
+            let (done, created) = mpsc::channel();
+            MOCK.create
+                .send((topic.to_owned(), partitions, done))
+                .expect("the mock runs");
+            return created.recv().expect("a topic");
+        }
+        let admin: AdminClient<DefaultClientContext> =
+            client_config(&self.brokers).create().expect("an admin");
+        let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        let results = admin
+            .create_topics([&topic], &AdminOptions::new())
+            .await
+            .expect("an answer");
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+    }
+
+    /// Sends as LOMS does: keyed by order, so that an order's events share a partition.
+    pub(crate) async fn send(&self, order: i64, value: &str) -> (i32, i64) {
+        self.send_record(order, Some(value.as_bytes()), None).await
+    }
+
+    pub(crate) async fn send_record(
+        &self,
+        order: i64,
+        value: Option<&[u8]>,
+        traceparent: Option<&str>,
+    ) -> (i32, i64) {
+        let (key, partition) = (order.to_string(), (order % i64::from(PARTITIONS)) as i32);
+        let mut record = FutureRecord::<str, [u8]>::to(&self.topic)
+            .key(&key)
+            .partition(partition);
+        record.payload = value;
+        if let Some(traceparent) = traceparent {
+            let header = Header {
+                key: "traceparent",
+                value: Some(traceparent),
+            };
+            record = record.headers(OwnedHeaders::new().insert(header));
+        }
+        let sent = self
+            .producer
+            .send(record, Duration::from_secs(10))
+            .await
+            .expect("acknowledged");
+        (sent.partition, sent.offset)
+    }
+
+    /// The dead letters, which are to be `count`; blocks up to 20 s for them, half a second for one too many.
+    pub(crate) fn dead_letters(&self, count: usize) -> Vec<OwnedMessage> {
+        let consumer: BaseConsumer = client_config(&self.brokers)
+            .set("group.id", "reader")
+            .create()
+            .expect("a consumer");
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(&self.dead_letter_topic, 0, Offset::Beginning)
+            .expect("an offset");
+        consumer.assign(&from).expect("assigned");
+        let mut letters = Vec::new();
+        let until = std::time::Instant::now() + Duration::from_secs(20);
+        while std::time::Instant::now() < until {
+            match consumer.poll(Duration::from_millis(500)) {
+                Some(Ok(message)) => letters.push(message.detach()),
+                Some(Err(_)) => {}
+                None if letters.len() < count => {}
+                None => break,
+            }
+        }
+        assert_eq!(letters.len(), count, "dead letters");
+        letters
+    }
+
+    /// The offset that the group goes on from, by partition.
+    pub(crate) fn committed(&self, partition: i32) -> Option<i64> {
+        let consumer: BaseConsumer = client_config(&self.brokers)
+            .set("group.id", &self.group)
+            .create()
+            .expect("a consumer");
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition(&self.topic, partition);
+        let committed = consumer
+            .committed_offsets(asked, Duration::from_secs(5))
+            .ok()?;
+        committed
+            .elements()
+            .first()?
+            .offset()
+            .to_raw()
+            .filter(|offset| *offset >= 0)
+    }
+}
+
+fn client_config(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers);
+    config
+}
+
+/// The text of a header of a message.
+pub(crate) fn header(message: &OwnedMessage, key: &str) -> Option<String> {
+    let headers = message.headers()?;
+    let header = headers.iter().find(|header| header.key == key)?;
+    Some(String::from_utf8_lossy(header.value?).into_owned())
+}
+
+/// An event as LOMS writes it.
+pub(crate) fn event(user: i64, order: i64, sequence: i32, status: &str, at: &str) -> String {
+    format!(
+        r#"{{"UserId":{user},"OrderID":{order},"Status":"{status}","Message":"order {order} is {status}","Sequence":{sequence},"OccurredAt":"{at}"}}"#
+    )
+}

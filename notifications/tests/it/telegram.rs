@@ -1,0 +1,124 @@
+//! A stand-in of Telegram's Bot API on a port of its own: answers as a test says, and remembers what it was asked.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::post,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, task::JoinSet};
+
+/// What it answers to a text that contains a word.
+#[derive(Clone, Copy)]
+pub(crate) enum Answer {
+    Status(u16),
+    RetryAfter(u64),
+    Slow(Duration),
+}
+
+/// One call, as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) path: String,
+    pub(crate) body: Value,
+    pub(crate) at: Instant,
+}
+
+#[derive(Clone, Default)]
+struct Shared {
+    /// By word: what is answered, and how many times before it is a 200 again.
+    answers: Arc<Mutex<HashMap<String, (Answer, u32)>>>,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+pub(crate) struct Telegram {
+    pub(crate) url: String,
+    shared: Shared,
+    _server: JoinSet<()>,
+}
+
+impl Telegram {
+    pub(crate) async fn start() -> Telegram {
+        let shared = Shared::default();
+        let routes = Router::new()
+            .route("/{bot}/sendMessage", post(send_message))
+            .with_state(shared.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, routes).await.expect("served") });
+        Telegram {
+            url,
+            shared,
+            _server: server,
+        }
+    }
+
+    /// The next `times` texts that contain `word` are answered so.
+    pub(crate) fn answer(&self, word: &str, answer: Answer, times: u32) {
+        self.shared
+            .answers
+            .lock()
+            .expect("no panic")
+            .insert(word.to_owned(), (answer, times));
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.shared.calls.lock().expect("no panic").clone()
+    }
+
+    /// The texts it was sent, refused ones included.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let text = |call: Call| call.body["text"].as_str().unwrap_or_default().to_owned();
+        self.calls().into_iter().map(text).collect()
+    }
+}
+
+async fn send_message(
+    State(shared): State<Shared>,
+    Path(path): Path<String>,
+    Json(body): Json<Value>,
+) -> (StatusCode, Json<Value>) {
+    let text = body["text"].as_str().unwrap_or_default().to_owned();
+    shared.calls.lock().expect("no panic").push(Call {
+        path,
+        body,
+        at: Instant::now(),
+    });
+    let answer = {
+        let mut answers = shared.answers.lock().expect("no panic");
+        let found = answers
+            .iter_mut()
+            .find(|(word, (_, times))| text.contains(word.as_str()) && *times > 0);
+        found.map(|(_, (answer, times))| {
+            *times -= 1;
+            *answer
+        })
+    };
+    let (code, parameters) = match answer {
+        None => {
+            return (
+                StatusCode::OK,
+                Json(json!({"ok": true, "result": {"message_id": 1}})),
+            );
+        }
+        Some(Answer::Slow(pause)) => {
+            tokio::time::sleep(pause).await;
+            return (
+                StatusCode::OK,
+                Json(json!({"ok": true, "result": {"message_id": 1}})),
+            );
+        }
+        Some(Answer::Status(code)) => (code, json!({})),
+        Some(Answer::RetryAfter(seconds)) => (429, json!({"retry_after": seconds})),
+    };
+    let body = json!({"ok": false, "error_code": code, "description": "as the test says", "parameters": parameters});
+    (StatusCode::from_u16(code).expect("a code"), Json(body))
+}
