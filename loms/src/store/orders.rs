@@ -197,13 +197,14 @@ pub(crate) async fn settle(
     traceparent: Option<&str>,
 ) -> sqlx::Result<u64> {
     let ids = ids(orders);
+    // the clock, not now(): the transaction began before it had waited for its locks, or for a deadline to pass
     let settled = sqlx::query!(
         r#"WITH settled AS (
                UPDATE loms.user_order SET status = $2
                WHERE id = ANY($1) AND status = 'awaiting payment' RETURNING id
            ), history AS (
-               INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor)
-               SELECT id, 3, 'awaiting payment'::loms.order_status, $2, $3 FROM settled
+               INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor, at)
+               SELECT id, 3, 'awaiting payment'::loms.order_status, $2, $3, clock_timestamp() FROM settled
            )
            INSERT INTO loms.outbox (order_id, sequence, traceparent) SELECT id, 3, $4 FROM settled ORDER BY id"#,
         &ids,

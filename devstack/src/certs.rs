@@ -1,0 +1,227 @@
+//! Development certificates: one authority of our own and a server certificate for each service. The authority's key is
+//! thrown away as soon as it has signed, so that nobody can make more of what a developer's machine trusts.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::IpAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::failure::Misuse;
+
+/// Who gets a certificate; the name is also a DNS name in it.
+pub const SERVERS: [&str; 4] = ["checkout", "loms", "notifications", "products"];
+/// Apple's clients refuse server certificates that live longer than 825 days.
+const LIFETIME: Duration = Duration::days(800);
+
+/// What [`ensure`] found or did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Written,
+    Kept,
+}
+
+/// The authority's certificate in `dir`.
+pub fn ca(dir: &Path) -> PathBuf {
+    dir.join("ca.pem")
+}
+
+/// A server's certificate in `dir`.
+pub fn cert(dir: &Path, server: &str) -> PathBuf {
+    dir.join(format!("{server}.pem"))
+}
+
+/// A server's key in `dir`.
+pub fn key(dir: &Path, server: &str) -> PathBuf {
+    dir.join(format!("{server}-key.pem"))
+}
+
+/// Writes a set where there is none, keeps one that is valid, refuses to touch one that is not, unless `force`.
+pub fn ensure(dir: &Path, force: bool) -> Result<Outcome> {
+    let files = SERVERS
+        .iter()
+        .flat_map(|server| [cert(dir, server), key(dir, server)])
+        .chain([ca(dir)]);
+    if force || files.into_iter().all(|file| !file.exists()) {
+        write(dir)?;
+        return Ok(Outcome::Written);
+    }
+    verify(dir).map_err(|error| {
+        let remedy = format!(
+            "correct it, or write a new set with `devstack certs --force --dir {}`",
+            dir.display()
+        );
+        Misuse::error(format!("{error:#}"), remedy)
+    })?;
+    Ok(Outcome::Kept)
+}
+
+/// Writes a new authority and new certificates over whatever is there.
+pub fn write(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    let issuer = CertifiedIssuer::self_signed(authority()?, KeyPair::generate()?)?;
+    write_file(&ca(dir), &issuer.pem(), 0o644)?;
+    for server in SERVERS {
+        let key_pair = KeyPair::generate()?;
+        let signed = server_params(server)?.signed_by(&key_pair, &issuer)?;
+        write_file(&cert(dir, server), &signed.pem(), 0o644)?;
+        write_file(&key(dir, server), &key_pair.serialize_pem(), 0o600)?;
+    }
+    Ok(())
+}
+
+/// Whether every certificate is there, within its time, signed by the authority for every name, and fits its key.
+pub fn verify(dir: &Path) -> Result<()> {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(read_cert(&ca(dir))?)
+        .with_context(|| format!("{} is no authority", ca(dir).display()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    for server in SERVERS {
+        let shown = cert(dir, server).display().to_string();
+        let certificate = read_cert(&cert(dir, server))?;
+        for name in names(server) {
+            let name = ServerName::try_from(name).context("server name")?;
+            verifier
+                .verify_server_cert(&certificate, &[], &name, &[], UnixTime::now())
+                .with_context(|| {
+                    format!(
+                        "{shown} does not stand for {name:?} under {}",
+                        ca(dir).display()
+                    )
+                })?;
+        }
+        let file = key(dir, server);
+        let private = PrivateKeyDer::from_pem_file(&file)
+            .with_context(|| format!("read {}", file.display()))?;
+        ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], private)
+            .with_context(|| format!("{} does not fit {shown}", file.display()))?;
+    }
+    Ok(())
+}
+
+fn read_cert(file: &Path) -> Result<CertificateDer<'static>> {
+    CertificateDer::from_pem_file(file).with_context(|| format!("read {}", file.display()))
+}
+
+fn names(server: &str) -> [String; 3] {
+    [
+        "localhost".to_owned(),
+        IpAddr::from([127, 0, 0, 1]).to_string(),
+        server.to_owned(),
+    ]
+}
+
+fn authority() -> Result<CertificateParams> {
+    let mut params = named("marketplace development authority", Vec::new())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn server_params(server: &str) -> Result<CertificateParams> {
+    let mut params = named(server, names(server).to_vec())?;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // a service is also a caller: with both purposes it can show who it is when a neighbour asks
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    Ok(params)
+}
+
+fn named(name: &str, alternatives: Vec<String>) -> Result<CertificateParams> {
+    let mut params = CertificateParams::new(alternatives)?;
+    params.distinguished_name.push(DnType::CommonName, name);
+    // clocks of containers may be behind
+    params.not_before = OffsetDateTime::now_utc() - Duration::days(1);
+    params.not_after = OffsetDateTime::now_utc() + LIFETIME;
+    Ok(params)
+}
+
+fn write_file(file: &Path, text: &str, mode: u32) -> Result<()> {
+    let shown = file.display();
+    let opened = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(file);
+    let mut opened = opened.map_err(|error| {
+        Misuse::error(
+            format!("writing {shown}: {error}"),
+            "make the folder writable",
+        )
+    })?;
+    // a file that was there keeps its mode otherwise
+    opened.set_permissions(fs::Permissions::from_mode(mode))?;
+    opened
+        .write_all(text.as_bytes())
+        .with_context(|| format!("write {shown}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_valid_set_is_kept_and_a_broken_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(ensure(dir.path(), false).unwrap(), Outcome::Written);
+        let first = fs::read(cert(dir.path(), "loms")).unwrap();
+        assert_eq!(ensure(dir.path(), false).unwrap(), Outcome::Kept);
+        assert_eq!(fs::read(cert(dir.path(), "loms")).unwrap(), first);
+
+        fs::copy(key(dir.path(), "checkout"), key(dir.path(), "loms")).unwrap();
+        let error = ensure(dir.path(), false).unwrap_err();
+        assert!(
+            error.is::<Misuse>() && error.to_string().contains("loms-key.pem"),
+            "{error}"
+        );
+        assert_eq!(ensure(dir.path(), true).unwrap(), Outcome::Written);
+        verify(dir.path()).unwrap();
+
+        fs::remove_file(cert(dir.path(), "products")).unwrap();
+        assert!(
+            ensure(dir.path(), false)
+                .unwrap_err()
+                .to_string()
+                .contains("products.pem")
+        );
+    }
+
+    #[test]
+    fn keys_are_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(key(dir.path(), "loms"), "left by someone").unwrap();
+        write(dir.path()).unwrap();
+        for server in SERVERS {
+            let mode = fs::metadata(key(dir.path(), server))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o600, "{server}");
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! What only developers and operators run: the whole system on one machine, a walk through it, a replay of real orders.
+//!
+//! `cli` names the commands. `stack` starts everything out of the parts below it: `postgres`, `broker`, `products`,
+//! `certs`, `service`. `demo`, `up` and `replay` use a stack through `clients`, as any caller would.
+
+pub mod cli;
+pub mod failure;
+
+pub mod demo;
+pub mod replay;
+pub mod up;
+
+pub mod clients;
+pub mod stack;
+
+pub mod binaries;
+pub mod broker;
+pub mod certs;
+pub mod postgres;
+pub mod postgres_owner;
+pub mod products;
+pub mod retail;
+pub mod service;
+pub mod signals;

@@ -1,0 +1,363 @@
+//! The PostgreSQL of a run: the server in `DATABASE_URL`, or an embedded one owned by a child process that stops it when
+//! our end of its stdin is closed, however we end. Databases made here are dropped here, and only those.
+
+use std::{
+    fs::Permissions,
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::ExitStatusExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+use crate::{failure::Misuse, signals::Stop};
+
+/// Download, initdb and start; the child has bounds of its own for each, this one is for a child that hangs.
+const START_BOUND: Duration = Duration::from_secs(300);
+/// A fast shutdown writes a checkpoint: seconds on a slow disk.
+const STOP_BOUND: Duration = Duration::from_secs(60);
+/// The settings without which a commit may be lost, and with it every promise of the services.
+const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
+/// `nobody`: the uid that owns the server when we are root, because initdb refuses root.
+pub(crate) const UNPRIVILEGED: u32 = 65534;
+
+/// What the owner says on its stdout when the server answers.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Started {
+    pub(crate) url: String,
+}
+
+/// A server that answers and keeps what it commits.
+pub struct Server {
+    url: String,
+    owner: Option<Owner>,
+    made: Vec<String>,
+}
+
+/// The child that owns an embedded server; it ends when its stdin is closed.
+struct Owner {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Server {
+    /// The server in `DATABASE_URL`, or an embedded one whose owner is `devstack` (this executable).
+    pub async fn start(devstack: &Path) -> Result<Server> {
+        match std::env::var("DATABASE_URL")
+            .ok()
+            .filter(|url| !url.is_empty())
+        {
+            Some(url) => Server::given(url).await,
+            None => Server::embedded(devstack).await,
+        }
+    }
+
+    async fn given(url: String) -> Result<Server> {
+        let server = Server {
+            url,
+            owner: None,
+            made: Vec::new(),
+        };
+        server.verify_durability().await?;
+        Ok(server)
+    }
+
+    async fn embedded(devstack: &Path) -> Result<Server> {
+        let owner = Owner::spawn(devstack).await?;
+        let (owner, url) = owner;
+        let server = Server {
+            url,
+            owner: Some(owner),
+            made: Vec::new(),
+        };
+        server.verify_durability().await?;
+        Ok(server)
+    }
+
+    /// The superuser's URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where it listens and whose it is, for people.
+    pub fn description(&self) -> &'static str {
+        if self.owner.is_some() {
+            "embedded PostgreSQL"
+        } else {
+            "PostgreSQL in DATABASE_URL"
+        }
+    }
+
+    /// Makes a database and answers its URL.
+    pub async fn create_database(&mut self, name: &str) -> Result<String> {
+        let mut connection = self.connect().await?;
+        // a name of our own making: letters, digits and underscores
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+            .execute(&mut connection)
+            .await
+            .map_err(|error| {
+                Misuse::error(
+                    format!("creating a database: {error}"),
+                    "let DATABASE_URL name a superuser",
+                )
+            })?;
+        self.made.push(name.to_owned());
+        with_database(&self.url, name)
+    }
+
+    /// Drops what was made and stops what was started.
+    pub async fn stop(mut self) -> Result<()> {
+        if let Some(owner) = self.owner.take() {
+            // the databases go with the server
+            return owner.stop().await;
+        }
+        let mut connection = self.connect().await?;
+        for name in &self.made {
+            let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
+            sqlx::query(AssertSqlSafe(drop))
+                .execute(&mut connection)
+                .await
+                .context("drop database")?;
+        }
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<PgConnection> {
+        let connecting = timeout(Duration::from_secs(10), PgConnection::connect(&self.url)).await;
+        let remedy = "correct DATABASE_URL, or unset it for an embedded server";
+        match connecting {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(Misuse::error(
+                format!("connecting to PostgreSQL: {error}"),
+                remedy,
+            )),
+            Err(_) => Err(Misuse::error(
+                "connecting to PostgreSQL: no answer in 10 s",
+                remedy,
+            )),
+        }
+    }
+
+    async fn verify_durability(&self) -> Result<()> {
+        let mut connection = self.connect().await?;
+        for name in DURABILITY {
+            let row = sqlx::query("SELECT current_setting($1)")
+                .bind(name)
+                .fetch_one(&mut connection)
+                .await?;
+            let value: String = row.try_get(0)?;
+            if value != "on" {
+                let what = format!("PostgreSQL runs with {name} {value}");
+                return Err(Misuse::error(
+                    what,
+                    format!("set {name} to on: every promise here rests on it"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Owner {
+    async fn spawn(devstack: &Path) -> Result<(Owner, String)> {
+        let root = nix::unistd::Uid::effective().is_root();
+        let install = install_dir(root)?;
+        let dir = data_dir(root)?;
+        let mut child = Command::new(devstack)
+            .arg("pg-owner")
+            .args([&dir, &install])
+            // a shell's working directory may be closed to the uid that the child takes
+            .current_dir(&dir)
+            .env("LC_ALL", "C")
+            .env("HOME", &dir)
+            .env_remove("PGDATA")
+            .env_remove("PGOPTIONS")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Ctrl-C in a terminal must reach us first: the server is stopped last
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("start {}", devstack.display()))?;
+        let stdout = child
+            .stdout
+            .take()
+            .context("no stdout of the owner of PostgreSQL")?;
+        let line = timeout(START_BOUND, BufReader::new(stdout).lines().next_line()).await;
+        let line = line
+            .context("PostgreSQL did not start in 5 minutes")?
+            .context("read the address of PostgreSQL")?;
+        let Some(line) = line else {
+            child.wait().await?;
+            let _ = std::fs::remove_dir_all(&dir);
+            bail!("PostgreSQL did not start; the lines above say why");
+        };
+        let started: Started =
+            serde_json::from_str(&line).context("parse the address of PostgreSQL")?;
+        Ok((Owner { child, dir }, started.url))
+    }
+
+    async fn stop(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        let ended = timeout(STOP_BOUND, self.child.wait())
+            .await
+            .context("PostgreSQL did not stop in a minute")??;
+        ensure!(ended.success(), "PostgreSQL did not stop cleanly: {ended}");
+        if self.dir.exists() {
+            std::fs::remove_dir_all(&self.dir).context("remove the data of PostgreSQL")?;
+        }
+        Ok(())
+    }
+}
+
+/// A folder for one server's data, in the first temporary folder that its uid can reach.
+fn data_dir(root: bool) -> Result<PathBuf> {
+    let candidates = [
+        std::env::temp_dir(),
+        PathBuf::from("/tmp"),
+        PathBuf::from("/var/tmp"),
+    ];
+    let base = candidates
+        .iter()
+        .find(|dir| dir.is_dir() && (!root || open_to_all(dir)));
+    let base = base
+        .ok_or_else(|| Misuse::error("no temporary folder for PostgreSQL", "set TMPDIR to one"))?;
+    let dir = tempfile::Builder::new()
+        .prefix("devstack-pg-")
+        // the password is in there
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(base)?
+        .keep();
+    give(&dir, root)?;
+    Ok(dir)
+}
+
+/// Where the server's programs are kept between runs, so that only the first one downloads them.
+fn install_dir(root: bool) -> Result<PathBuf> {
+    let cache = if root {
+        PathBuf::from("/var/cache")
+    } else {
+        let home = || std::env::home_dir().map(|home| home.join(".cache"));
+        std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            // the specification says to ignore an empty or relative one
+            .filter(|dir| dir.is_absolute())
+            .or_else(home)
+            .context("neither HOME nor XDG_CACHE_HOME")?
+    };
+    let dir = cache.join("devstack/postgresql");
+    std::fs::create_dir_all(&dir).map_err(|error| {
+        Misuse::error(
+            format!("making {}: {error}", dir.display()),
+            "make it writable: PostgreSQL is kept there",
+        )
+    })?;
+    give(&dir, root)?;
+    Ok(dir)
+}
+
+fn give(dir: &Path, root: bool) -> Result<()> {
+    if root {
+        std::os::unix::fs::chown(dir, Some(UNPRIVILEGED), Some(UNPRIVILEGED)).context("chown")?;
+    }
+    Ok(())
+}
+
+/// Whether every user may pass through the folder: it and all above it are executable by others.
+fn open_to_all(dir: &Path) -> bool {
+    let passable = |dir: &Path| {
+        dir.metadata()
+            .is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0 || meta.uid() == UNPRIVILEGED)
+    };
+    dir.ancestors().all(passable)
+}
+
+/// Runs a command with `DATABASE_URL` set to the server and answers with its exit code. It is in our process group, so that
+/// Ctrl-C reaches it by itself; SIGTERM is passed on.
+pub async fn run_with(
+    server: &Server,
+    program: &str,
+    arguments: &[String],
+    stop: &mut Stop,
+) -> Result<ExitCode> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("DATABASE_URL", server.url())
+        .spawn()
+        .map_err(|error| {
+            Misuse::error(
+                format!("running {program}: {error}"),
+                "name a program that is there",
+            )
+        })?;
+    let ended = loop {
+        tokio::select! {
+            ended = child.wait() => break ended?,
+            () = stop.asked() => {
+                if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+                    // it may have ended meanwhile
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+                }
+            }
+        }
+    };
+    // as a shell has it: 128 and the signal's number
+    let code = ended
+        .code()
+        .unwrap_or_else(|| 128 + ended.signal().unwrap_or_default());
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// The same server's URL with another database.
+pub fn with_database(url: &str, database: &str) -> Result<String> {
+    let (address, parameters) = match url.split_once('?') {
+        Some((address, parameters)) => (address, format!("?{parameters}")),
+        None => (url, String::new()),
+    };
+    let Some((scheme, rest)) = address.split_once("://") else {
+        return Err(Misuse::error(
+            "DATABASE_URL is not a URL",
+            "write it like postgres://user:password@host:5432/postgres",
+        ));
+    };
+    let authority = rest.split('/').next().unwrap_or(rest);
+    Ok(format!("{scheme}://{authority}/{database}{parameters}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_database_changes() {
+        let same = |url: &str| with_database(url, "mine").unwrap();
+        assert_eq!(
+            same("postgres://u:p@h:1/postgres"),
+            "postgres://u:p@h:1/mine"
+        );
+        assert_eq!(same("postgres://u@h"), "postgres://u@h/mine");
+        assert_eq!(
+            same("postgres://u@h/x?sslmode=disable"),
+            "postgres://u@h/mine?sslmode=disable"
+        );
+        assert!(
+            with_database("localhost:5432", "mine")
+                .unwrap_err()
+                .is::<Misuse>()
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! The whole system on one machine: PostgreSQL, a broker, the ProductService stand-in and the three services as processes
+//! with TLS between them. Nothing of it outlives us: children end when their stdin closes.
+
+use std::{
+    fs::Permissions,
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::{
+    binaries::{Binaries, SERVICES},
+    broker::Broker,
+    certs,
+    clients::Clients,
+    postgres::Server,
+    products::{self, StandIn},
+    retail,
+    service::{self, Finished, Service},
+};
+
+/// Migrated databases, open doors, a consumer that may still join: seconds, on a busy machine more.
+const READY_BOUND: Duration = Duration::from_secs(30);
+
+/// Where everything listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ports {
+    /// Wherever there is room: any number of stacks at once.
+    Free,
+    /// The contract's ports, for people.
+    Contract,
+}
+
+impl Ports {
+    /// The gRPC and HTTP port of a service, by the contract, 0 for any.
+    pub fn of(self, service: &str) -> (u16, u16) {
+        match (self, service) {
+            (Ports::Contract, "checkout") => (50051, 8090),
+            (Ports::Contract, "loms") => (50052, 8081),
+            (Ports::Contract, "notifications") => (50053, 8082),
+            (Ports::Contract, "products") => (50054, 0),
+            _ => (0, 0),
+        }
+    }
+}
+
+/// What differs between one stack and another.
+pub struct Options {
+    pub binaries: Binaries,
+    pub ports: Ports,
+    /// A folder of certificates; a set of its own without.
+    pub certs: Option<PathBuf>,
+    /// How long an order may stay unpaid, as humantime writes it.
+    pub payment_timeout: &'static str,
+    pub limits: products::Limits,
+    /// Whether to say on stderr what starts.
+    pub quiet: bool,
+}
+
+impl Options {
+    /// Free ports, certificates of its own, everything else as in production.
+    pub fn new(binaries: Binaries) -> Options {
+        let limits = products::Limits::default();
+        Options {
+            binaries,
+            ports: Ports::Free,
+            certs: None,
+            payment_timeout: "10m",
+            limits,
+            quiet: false,
+        }
+    }
+}
+
+/// A system that runs. [`Stack::stop`] ends it tidily; dropped, it ends by itself a moment later.
+pub struct Stack {
+    services: Vec<Service>,
+    products: StandIn,
+    broker: Broker,
+    postgres: Server,
+    certs: PathBuf,
+    binaries: Binaries,
+    /// Configurations, logs and certificates of this run; mode 0700, removed at the end.
+    dir: tempfile::TempDir,
+}
+
+impl Stack {
+    /// Starts everything and waits until every service is ready.
+    pub async fn start(options: &Options) -> Result<Stack> {
+        let say = |what: &str, since: Instant| {
+            if !options.quiet {
+                eprintln!("  {what} ({:.1} s)", since.elapsed().as_secs_f32());
+            }
+        };
+        let run = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let dir = tempfile::Builder::new()
+            .prefix("devstack-")
+            // keys and connection strings are in there
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .context("make a temporary folder")?;
+        let certs = match &options.certs {
+            Some(certs) => std::path::absolute(certs)?,
+            None => {
+                let certs = dir.path().join("certs");
+                certs::write(&certs)?;
+                certs
+            }
+        };
+        let since = Instant::now();
+        let (postgres, broker) = tokio::try_join!(
+            Server::start(options.binaries.devstack()),
+            Broker::start(&run)
+        )?;
+        say(
+            &format!("{}, {}", postgres.description(), broker.description()),
+            since,
+        );
+        let products = StandIn::start(stand_in(options, &certs)?).await?;
+        let binaries = options.binaries.clone();
+        let mut stack = Stack {
+            services: Vec::new(),
+            products,
+            broker,
+            postgres,
+            certs,
+            binaries,
+            dir,
+        };
+        let since = Instant::now();
+        if let Err(error) = stack.start_services(options, &run).await {
+            // the databases on a server that outlives us go, whatever happened
+            let _ = stack.stop().await;
+            return Err(error);
+        }
+        say(
+            "checkout, loms, notifications: migrated, started, ready",
+            since,
+        );
+        Ok(stack)
+    }
+
+    async fn start_services(&mut self, options: &Options, run: &str) -> Result<()> {
+        let mut databases = Vec::new();
+        for name in SERVICES {
+            databases.push(
+                self.postgres
+                    .create_database(&format!("devstack_{run}_{name}"))
+                    .await?,
+            );
+        }
+        let [checkout, loms, notifications] = &databases[..] else {
+            return Ok(());
+        };
+        let kafka = json!({"brokers": self.broker.brokers(), "kafka": self.broker.section()});
+        let orders = json!({"orders": {"payment_timeout": options.payment_timeout}});
+        let (loms, notifications) = tokio::try_join!(
+            self.launch("loms", loms, [kafka.clone(), orders], options.ports),
+            self.launch("notifications", notifications, [kafka], options.ports),
+        )?;
+        // checkout is last: it must know where loms listens
+        let products = self.products.address().to_string();
+        let own = json!({
+            "token": products::TOKEN,
+            "services": {"loms": loms.grpc().to_string(), "products": products},
+            "products": {"tls": true, "ca": certs::ca(&self.certs)},
+        });
+        let checkout = self
+            .launch("checkout", checkout, [own], options.ports)
+            .await?;
+        self.services = vec![checkout, loms, notifications];
+        self.wait_ready().await
+    }
+
+    /// Writes a service's configuration, migrates its database, starts it.
+    async fn launch<const N: usize>(
+        &self,
+        name: &'static str,
+        database: &str,
+        own: [Value; N],
+        ports: Ports,
+    ) -> Result<Service> {
+        let mut config = self.config(name, database, ports);
+        for section in own {
+            if let (Value::Object(config), Value::Object(section)) = (&mut config, section) {
+                config.extend(section);
+            }
+        }
+        // a dollar in a password must not be read as the start of ${NAME}
+        let text = serde_yaml::to_string(&config)?.replace('$', "$$");
+        std::fs::write(self.config_file(name), text).context("write a configuration")?;
+        self.command(name, &["migrate"]).await?.expect_success()?;
+        let log = self.dir.path().join(format!("{name}.log"));
+        Service::start(
+            name,
+            &self.binaries.service(name)?,
+            &self.config_file(name),
+            log,
+        )
+        .await
+    }
+
+    async fn wait_ready(&mut self) -> Result<()> {
+        let http = crate::clients::http_client()?;
+        let by = Instant::now() + READY_BOUND;
+        for service in &mut self.services {
+            let url = format!("http://{}/readyz", service.http());
+            loop {
+                service.check_alive()?;
+                let answer = http.get(&url).send().await;
+                if answer
+                    .as_ref()
+                    .is_ok_and(|response| response.status().is_success())
+                {
+                    break;
+                }
+                let log = || service::tail(service.log());
+                ensure!(
+                    Instant::now() < by,
+                    "{} is not ready: {answer:?}\n{}",
+                    service.name(),
+                    log()
+                );
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What every service has.
+    fn config(&self, name: &str, database: &str, ports: Ports) -> Value {
+        let (grpc, http) = ports.of(name);
+        let listen = |port: u16| json!({"listen": SocketAddr::from((Ipv4Addr::LOCALHOST, port))});
+        json!({
+            "grpc": listen(grpc),
+            "http": listen(http),
+            "tls": {
+                "enabled": true,
+                "ca": certs::ca(&self.certs),
+                "cert": certs::cert(&self.certs, name),
+                "key": certs::key(&self.certs, name),
+            },
+            "postgres": {"connection_string": database},
+        })
+    }
+
+    fn config_file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.yaml"))
+    }
+
+    /// Runs a command of a service against this stack, `loms audit` say.
+    pub async fn command(&self, service: &str, arguments: &[&str]) -> Result<Finished> {
+        service::run(
+            service,
+            &self.binaries.service(service)?,
+            arguments,
+            &self.config_file(service),
+        )
+        .await
+    }
+
+    /// Receives a delivery from a file of `warehouse_id,sku,count`.
+    pub async fn receive_stock(&self, file: &Path) -> Result<String> {
+        let file = file.to_str().context("a path that is not UTF-8")?;
+        self.command("loms", &["stock", "receive", file])
+            .await?
+            .expect_success()
+    }
+
+    /// Receives the retail stock.
+    pub async fn receive_retail_stock(&self) -> Result<String> {
+        let file = self.dir.path().join("stock.csv");
+        std::fs::write(&file, retail::STOCK_CSV).context("write stock.csv")?;
+        self.receive_stock(&file).await
+    }
+
+    /// Callers of every door.
+    pub fn clients(&self) -> Result<Clients> {
+        Clients::new(self)
+    }
+
+    /// Waits until Notifications reads the events, which a consumer's first join delays by seconds. Whoever only looks
+    /// at histories later need not wait; whoever looks at once would find them empty.
+    pub async fn wait_for_consumer(&self) -> Result<()> {
+        let http = crate::clients::http_client()?;
+        let url = format!("http://{}/metrics", self.service("notifications")?.http());
+        let by = Instant::now() + READY_BOUND;
+        while Instant::now() < by {
+            let metrics = http.get(&url).send().await?.text().await?;
+            let partitions = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("notifications_consumer_partitions "));
+            if partitions.is_some_and(|count| count != "0") {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("notifications was assigned no partitions of the topic")
+    }
+
+    /// A service that runs.
+    pub fn service(&self, name: &str) -> Result<&Service> {
+        self.services
+            .iter()
+            .find(|service| service.name() == name)
+            .with_context(|| format!("no {name}"))
+    }
+
+    /// Where ProductService's stand-in listens.
+    pub fn products(&self) -> SocketAddr {
+        self.products.address()
+    }
+
+    /// The server's URL, the broker's addresses: what a person may want to look into.
+    pub fn backing(&self) -> (&str, &[String]) {
+        (self.postgres.url(), self.broker.brokers())
+    }
+
+    /// The authority that signed the certificates in use.
+    pub fn ca(&self) -> PathBuf {
+        certs::ca(&self.certs)
+    }
+
+    /// The folder of the run: configurations and logs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The end of each service's log, for a failure whose cause may be there.
+    pub fn logs(&self) -> String {
+        let log =
+            |service: &Service| format!("--- {}\n{}", service.name(), service::tail(service.log()));
+        self.services.iter().map(log).collect::<Vec<_>>().join("\n")
+    }
+
+    /// An error as soon as a service has ended by itself; never answers otherwise.
+    pub async fn watch(&mut self) -> Result<std::convert::Infallible> {
+        loop {
+            self.services
+                .iter_mut()
+                .try_for_each(Service::check_alive)?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Stops the callers before those they call, then what they stand on. The first error of all is answered, after
+    /// everything has been stopped.
+    pub async fn stop(self) -> Result<()> {
+        let mut outcome = Ok(());
+        for service in self.services {
+            outcome = outcome.and(service.stop().await);
+        }
+        outcome = outcome.and(self.products.stop().await);
+        outcome = outcome.and(self.broker.stop().await);
+        outcome.and(self.postgres.stop().await)
+    }
+}
+
+fn stand_in(options: &Options, certs: &Path) -> Result<products::Options> {
+    Ok(products::Options {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, options.ports.of("products").0)),
+        catalogue: retail::catalogue(retail::PRODUCTS_CSV)?,
+        token: products::TOKEN.to_owned(),
+        limits: options.limits,
+        latency: Duration::ZERO,
+        tls: Some((
+            certs::cert(certs, "products"),
+            certs::key(certs, "products"),
+        )),
+    })
+}
