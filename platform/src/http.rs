@@ -4,14 +4,15 @@
 use std::{future::Future, sync::Arc};
 
 use axum::{
-    Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, FromRequest as _, Request},
+    Extension, Router,
+    body::Body,
+    extract::Request,
     middleware::Next,
     response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt as _;
 use prometheus::{Encoder as _, TextEncoder};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -45,21 +46,8 @@ where
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>>,
 {
     let headers = request.headers().clone();
-    let body = Bytes::from_request(request, &()).await.map_err(|refused| {
-        if refused.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            problem(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                tonic::Code::ResourceExhausted,
-                "the body is too large",
-            )
-        } else {
-            problem(
-                StatusCode::BAD_REQUEST,
-                tonic::Code::InvalidArgument,
-                "the body could not be read",
-            )
-        }
-    })?;
+    let limit = request.extensions().get().copied().unwrap_or(BodyLimit(0));
+    let body = read(request.into_body(), limit).await?;
     let message = message(&body).map_err(|cause| {
         problem(
             StatusCode::BAD_REQUEST,
@@ -88,6 +76,47 @@ where
             &error::json_body(&status),
         )),
     }
+}
+
+/// Bytes of a body that a route takes.
+#[derive(Clone, Copy)]
+struct BodyLimit(usize);
+
+/// What is still read of a body over the limit, in limits. A client that is cut off while it writes never sees why.
+const DISCARDED_LIMITS: usize = 4;
+
+async fn read(mut body: Body, BodyLimit(limit): BodyLimit) -> Result<Vec<u8>, Response> {
+    let (mut taken, mut seen) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let unreadable = |_| {
+            problem(
+                StatusCode::BAD_REQUEST,
+                tonic::Code::InvalidArgument,
+                "the body could not be read",
+            )
+        };
+        let Ok(data) = frame.map_err(unreadable)?.into_data() else {
+            continue;
+        };
+        seen += data.len();
+        if seen <= limit {
+            taken.extend_from_slice(&data);
+        } else if seen > limit * DISCARDED_LIMITS {
+            break;
+        }
+    }
+    if seen <= limit {
+        return Ok(taken);
+    }
+    let mut refused = problem(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        tonic::Code::ResourceExhausted,
+        "the body is too large",
+    );
+    // the rest may still be on its way: the connection cannot carry another call
+    let close = HeaderValue::from_static("close");
+    refused.headers_mut().insert(header::CONNECTION, close);
+    Err(refused)
 }
 
 /// Reads a request as grpc-gateway does: nothing is `{}`, nulls are absent, `1.0` and `1e2` are integers.
@@ -169,7 +198,7 @@ pub(crate) fn router(routes: Router, health: Arc<Health>, body_bytes: usize) -> 
         )
         .route("/readyz", get(ready))
         .fallback(async || problem(StatusCode::NOT_FOUND, tonic::Code::NotFound, "Not Found"))
-        .layer(DefaultBodyLimit::max(body_bytes))
+        .layer(Extension(BodyLimit(body_bytes)))
         .layer(axum::middleware::from_fn(traced))
 }
 
