@@ -96,7 +96,7 @@ impl App {
             .run(self.doors, self.readiness, self.tasks, shutdown)
             .await;
         for pool in self.pools {
-            pool.close().await;
+            pg::close(&pool).await;
         }
         ended
     }
@@ -158,10 +158,12 @@ fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
 fn doors(config: &Config, service: CartService) -> Doors {
     let limits = &config.limits;
     let server = CartServer::new(service).max_decoding_message_size(limits.body_bytes);
-    let service = Guard::new(SERVICE, limits).wrap(server);
+    let guard = Guard::new(SERVICE, limits);
+    let service = guard.wrap(server);
     let client = CartClient::new(service.clone());
     Doors {
         grpc: tonic::service::Routes::new(service),
+        guard,
         name: "cart.Cart",
         descriptors: proto::DESCRIPTORS,
         http: routes(client),

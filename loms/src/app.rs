@@ -101,6 +101,7 @@ impl App {
             .wrap(LomsServer::new(service).max_decoding_message_size(config.limits.body_bytes));
         let doors = Doors {
             grpc: Routes::new(guarded.clone()),
+            guard,
             name: "loms.Loms",
             descriptors: proto::DESCRIPTORS,
             http: routes(LomsClient::new(guarded)),
@@ -110,7 +111,7 @@ impl App {
             async move { broker.state().await }
         });
         let ended = server.run(doors, readiness, tasks, shutdown).await;
-        pool.close().await;
+        pg::close(&pool).await;
         ended
     }
 }

@@ -96,7 +96,7 @@ impl App {
         // after work that was cut, a connection may still be out: closing would wait for it beyond the grace
         if ended.is_ok() {
             for pool in self.pools {
-                pool.close().await;
+                pg::close(&pool).await;
             }
         }
         ended
@@ -124,7 +124,8 @@ fn doors(config: &Config, pool: PgPool) -> Doors {
     let limits = &config.limits;
     let service =
         NotificationsServer::new(Service { pool }).max_decoding_message_size(limits.body_bytes);
-    let service = Guard::new(SERVICE, limits).wrap(service);
+    let guard = Guard::new(SERVICE, limits);
+    let service = guard.wrap(service);
     // in process: 20,000 messages are more than the 4 MiB that a client takes by default
     let client = NotificationsClient::new(service.clone()).max_decoding_message_size(usize::MAX);
     let history = http::rpc(move |request| {
@@ -133,6 +134,7 @@ fn doors(config: &Config, pool: PgPool) -> Doors {
     });
     Doors {
         grpc: tonic::service::Routes::new(service),
+        guard,
         name: "notifications.Notifications",
         descriptors: proto::DESCRIPTORS,
         http: axum::Router::new().route("/history", history),

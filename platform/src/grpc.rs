@@ -65,7 +65,8 @@ impl Deadline {
 pub struct Guard(Arc<Shared>);
 
 struct Shared {
-    in_flight: Arc<Semaphore>,
+    in_flight: Semaphore,
+    limit: usize,
     request_timeout: Duration,
     metrics: Metrics,
 }
@@ -73,10 +74,18 @@ struct Shared {
 impl Guard {
     pub fn new(service: &'static str, limits: &Limits) -> Guard {
         Guard(Arc::new(Shared {
-            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            in_flight: Semaphore::new(limits.in_flight),
+            limit: limits.in_flight,
             request_timeout: limits.request_timeout,
             metrics: Metrics::of(service),
         }))
+    }
+
+    /// Resolves when no call is in progress. Polled: a waiter in the semaphore would turn late calls away.
+    pub(crate) async fn idle(&self) {
+        while self.0.in_flight.available_permits() < self.0.limit {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The service behind the door; clone it for the in-process client of the HTTP side.

@@ -235,6 +235,15 @@ async fn traced(request: Request, next: Next) -> Response {
     response
 }
 
+/// Gives an answer of a service that is not guarded its trace id.
+pub(crate) async fn stamp_trace_id(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&telemetry::trace_id()) {
+        response.headers_mut().entry(TRACE_ID).or_insert(value);
+    }
+    response
+}
+
 fn stamp(headers: &mut HeaderMap, trace_id: &str) {
     if let Ok(value) = HeaderValue::from_str(trace_id) {
         headers.insert(TRACE_ID, value.clone());

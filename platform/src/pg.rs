@@ -107,6 +107,16 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StartError>
     ))
 }
 
+/// Says good-bye to PostgreSQL, but does not wait long for one that has gone silent.
+pub async fn close(pool: &PgPool) {
+    if tokio::time::timeout(Duration::from_secs(1), pool.close())
+        .await
+        .is_err()
+    {
+        tracing::warn!("connections to PostgreSQL were not closed in time");
+    }
+}
+
 /// Whether every migration of this binary has been applied; later ones are fine, so that releases can overlap.
 ///
 /// # Errors

@@ -28,6 +28,7 @@ use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::Healt
 use crate::{
     config::{Common, TlsConfig},
     error::StartError,
+    grpc::Guard,
     http, pg,
     tasks::Tasks,
 };
@@ -36,6 +37,8 @@ use crate::{
 pub struct Doors {
     /// The business services, guarded; health and reflection are added.
     pub grpc: Routes,
+    /// What they are guarded by: it knows when nothing is in progress.
+    pub guard: Guard,
     /// The full name of the service that health is asked for, `loms.Loms`.
     pub name: &'static str,
     /// The descriptor set that reflection serves.
@@ -96,7 +99,7 @@ impl Server {
             stopping: AtomicBool::new(false),
         });
         let closing = CancellationToken::new();
-        let name = doors.name;
+        let (name, guard) = (doors.name, doors.guard);
         watch_health(&tasks, health.clone(), reporter.clone(), name);
 
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
@@ -118,16 +121,18 @@ impl Server {
         }
         closing.cancel();
         let drained = tokio::time::timeout(grace, async {
-            let doors = (&mut doors).await;
+            let closed = tokio::select! {
+                closed = &mut doors => closed?,
+                // a silent connection, or one that watches health, does not hold the process up
+                () = answered(&guard) => Ok(()),
+            };
             tasks.drain().await;
-            doors
+            closed
         })
         .await;
         match (failed, drained) {
             (Some(error), _) => Err(error),
-            (None, Ok(Ok(Ok(())))) => Ok(()),
-            (None, Ok(Ok(Err(error)))) => Err(error),
-            (None, Ok(Err(error))) => Err(error.into()),
+            (None, Ok(ended)) => ended,
             (None, Err(_)) => Err(anyhow::anyhow!(
                 "work was cut: not finished within shutdown_grace {grace:?}"
             )),
@@ -218,6 +223,17 @@ fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
     })
 }
 
+/// Time for the last answer to leave its socket.
+const FLUSH: Duration = Duration::from_millis(250);
+
+/// Resolves when every call that was in progress has its answer.
+async fn answered(guard: &Guard) {
+    // a call that arrived with the signal is in progress by then
+    tokio::time::sleep(FLUSH).await;
+    guard.idle().await;
+    tokio::time::sleep(FLUSH).await;
+}
+
 /// Adds the standard services that every service has: health and reflection.
 fn with_standard_services(
     routes: Routes,
@@ -236,7 +252,7 @@ fn with_standard_services(
             .with_service_name("grpc.health.v1.Health")
     };
     // v1alpha is what grpcurl before 1.8.8 and other old tools ask for
-    Ok(routes
+    let routes = routes
         .add_service(health)
         .add_service(
             reflection()
@@ -247,7 +263,10 @@ fn with_standard_services(
             reflection()
                 .with_service_name("grpc.reflection.v1alpha.ServerReflection")
                 .build_v1alpha()?,
-        ))
+        );
+    // these are not behind the guard: a full house must not look like a dead one
+    let stamped = axum::middleware::from_fn(http::stamp_trace_id);
+    Ok(Routes::from(routes.into_axum_router().layer(stamped)))
 }
 
 type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;

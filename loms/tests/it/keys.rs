@@ -1,0 +1,200 @@
+//! Idempotency keys: with one a retry gives the same order, whoever else is calling.
+
+use std::collections::BTreeSet;
+
+use futures::future::join_all;
+use serde_json::json;
+use sqlx::PgPool;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::{
+    oracle::{self, no_deadlocks},
+    test_app::{TestApp, lock_waiters, order},
+};
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_replay_answers_with_the_orders_present_status(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    app.receive("d1", &[(1, 7, 5), (1, 8, 5)]).await.unwrap();
+    let first = app
+        .try_create(order(1, &[(7, 2), (8, 1)], "a"))
+        .await
+        .unwrap();
+    // the same goods, written differently
+    let again = app
+        .try_create(order(1, &[(8, 1), (7, 1), (7, 1)], "a"))
+        .await
+        .unwrap();
+    assert_eq!(again, first);
+    app.pay(first.order_id).await.unwrap();
+    let again = app
+        .try_create(order(1, &[(7, 2), (8, 1)], "a"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.order_id, again.status.as_str()),
+        (first.order_id, "payed")
+    );
+
+    let failed = app
+        .try_create(order(1, &[(7, 9), (9, 1)], "b"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (failed.status.as_str(), failed.shortages.len()),
+        ("failed", 2)
+    );
+    app.receive("d2", &[(1, 7, 100), (1, 9, 100)])
+        .await
+        .unwrap();
+    assert_eq!(
+        app.try_create(order(1, &[(7, 9), (9, 1)], "b"))
+            .await
+            .unwrap(),
+        failed
+    );
+
+    // a key is the user's own, and an empty key is none
+    let other = app
+        .try_create(order(2, &[(7, 2), (8, 1)], "a"))
+        .await
+        .unwrap();
+    assert_ne!(other.order_id, first.order_id);
+    let one = app.create(1, &[(7, 1)]).await.order_id;
+    assert_ne!(app.create(1, &[(7, 1)]).await.order_id, one);
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn fifty_calls_with_one_key_make_one_order(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    let replica = app.replica().await;
+    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
+    let calls = (0..50).map(|n| {
+        let app = if n % 2 == 0 { &app } else { &replica };
+        app.try_create(order(1, &[(7, 1)], "only"))
+    });
+    let answers = join_all(calls).await;
+    let ids: BTreeSet<_> = answers
+        .iter()
+        .map(|answer| answer.as_ref().unwrap().order_id)
+        .collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    assert!(
+        answers
+            .iter()
+            .all(|answer| answer.as_ref().unwrap().status == "awaiting payment")
+    );
+    assert_eq!(
+        oracle::count(&pool, "SELECT count(*) FROM loms.user_order").await,
+        1
+    );
+    replica.stop().await.unwrap();
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn keys_in_opposite_orders_do_not_deadlock(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    let replica = app.replica().await;
+    app.receive("d1", &[(1, 7, 1000)]).await.unwrap();
+    let call = async |app: &TestApp, n: i64| {
+        let placed = app
+            .try_create(order(1, &[(7, 1)], &format!("key-{n}")))
+            .await;
+        placed.unwrap().order_id
+    };
+    // both placers wait for the stock with an order each, and a batch gathers behind it
+    let mut shelf = pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM loms.stock FOR UPDATE")
+        .execute(&mut *shelf)
+        .await
+        .unwrap();
+    // then both batches are stopped in the middle of their claims by somebody who has a key of theirs
+    let mut claim = pool.begin().await.unwrap();
+    let middle = "INSERT INTO loms.idempotency_key VALUES (1, 'key-25', '', 1)";
+    sqlx::query(middle).execute(&mut *claim).await.unwrap();
+    let gather = async {
+        lock_waiters(&pool, 2).await;
+        let forth = join_all((0..40).map(|n| call(&app, n)));
+        let back = join_all((0..40).rev().map(|n| call(&replica, n)));
+        let release = async {
+            // answered on the same connections after the forty: they are in by now
+            for _ in 0..20 {
+                app.stocks(7).await;
+                replica.stocks(7).await;
+            }
+            shelf.rollback().await.unwrap();
+            lock_waiters(&pool, 2).await;
+            claim.rollback().await.unwrap();
+        };
+        tokio::join!(forth, back, release)
+    };
+    let first = [(7, 1)];
+    let (_, _, (forth, mut back, ())) =
+        tokio::join!(app.create(2, &first), replica.create(3, &first), gather);
+    back.reverse();
+    assert_eq!(forth, back);
+    assert_eq!(
+        oracle::count(&pool, "SELECT count(*) FROM loms.user_order").await,
+        42
+    );
+    replica.stop().await.unwrap();
+    app.finish().await;
+    no_deadlocks(&pool).await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn one_key_twice_in_a_batch(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    app.receive("d1", &[(1, 7, 9)]).await.unwrap();
+    // the placer waits for this row with its first order, and the rest gathers behind it
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM loms.stock FOR UPDATE")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let gather = async {
+        lock_waiters(&pool, 1).await;
+        let second = app.try_create(order(1, &[(7, 2)], "k"));
+        let third = app.try_create(order(1, &[(7, 2)], "k"));
+        let other_body = app.try_create(order(1, &[(7, 3)], "k"));
+        let release = async {
+            // answered on the same connection after the three: they are in by now
+            for _ in 0..20 {
+                app.stocks(7).await;
+            }
+            held.rollback().await.unwrap();
+        };
+        tokio::join!(second, third, other_body, release)
+    };
+    let (_, (second, third, other_body, ())) = tokio::join!(app.create(1, &[(7, 1)]), gather);
+    let answers = [second, third, other_body];
+    // which of them comes first is nobody's promise: the key is theirs who ask for the same as the first
+    let placed: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| answer.as_ref().ok())
+        .collect();
+    let refused: Vec<_> = answers
+        .iter()
+        .filter_map(|answer| answer.as_ref().err())
+        .collect();
+    assert_eq!(placed.len() + refused.len(), 3);
+    assert!(!placed.is_empty() && !refused.is_empty(), "{answers:?}");
+    assert!(
+        placed
+            .iter()
+            .all(|answer| answer.order_id == placed[0].order_id)
+    );
+    for status in refused {
+        assert_eq!(status.code(), Code::InvalidArgument);
+        let reason = status.get_details_error_info().expect("ErrorInfo").reason;
+        assert_eq!(reason, "IDEMPOTENCY_KEY_REUSED");
+    }
+    assert_eq!(
+        oracle::count(&pool, "SELECT count(*) FROM loms.user_order").await,
+        2
+    );
+    app.finish().await;
+}

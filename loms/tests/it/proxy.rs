@@ -1,0 +1,62 @@
+//! A TCP proxy that can be cut: what stands behind it is then away, and later back.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+};
+
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    target: String,
+    /// Bound and not listening: the port is ours, and whoever connects is refused.
+    closed: Option<TcpSocket>,
+    running: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Nobody listens there before [`Proxy::open`].
+    pub(crate) fn closed(target: &str) -> Proxy {
+        let socket = bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        Proxy {
+            address: socket.local_addr().expect("an address"),
+            target: target.to_owned(),
+            closed: Some(socket),
+            running: JoinSet::new(),
+        }
+    }
+
+    pub(crate) fn open(&mut self) {
+        let socket = self.closed.take().expect("a closed proxy");
+        let listener = socket.listen(64).expect("a listener");
+        let target = self.target.clone();
+        self.running.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let target = target.clone();
+                connections.spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect(target).await {
+                        // an end that breaks off ends the connection, as it would without a proxy
+                        tokio::io::copy_bidirectional(&mut near, &mut far)
+                            .await
+                            .ok();
+                    }
+                });
+            }
+        });
+    }
+
+    /// Ends every connection and refuses new ones.
+    pub(crate) async fn cut(&mut self) {
+        self.running.shutdown().await;
+        self.closed = Some(bind(self.address));
+    }
+}
+
+fn bind(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("an option");
+    socket.bind(address).expect("a port");
+    socket
+}

@@ -1,0 +1,95 @@
+//! The stop: what runs is finished, what cannot finish is left whole, and all of it within the grace.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sqlx::PgPool;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::{
+    kafka, oracle,
+    proxy::Proxy,
+    test_app::{TestApp, lock_waiters},
+};
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_call_in_progress_is_answered(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    app.receive("d1", &[(1, 7, 2)]).await.unwrap();
+    let (one, other) = (
+        app.create(1, &[(7, 1)]).await.order_id,
+        app.create(1, &[(7, 1)]).await.order_id,
+    );
+    let mut held = pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM loms.user_order FOR UPDATE")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let stop = async {
+        lock_waiters(&pool, 2).await;
+        app.begin_stop();
+        held.rollback().await.unwrap();
+    };
+    let cancel = app.post("/cancelOrder", json!({"orderID": other}).to_string());
+    let (payed, cancelled, ()) = tokio::join!(app.pay(one), cancel, stop);
+    payed.unwrap();
+    assert_eq!(cancelled.status, 200);
+    let topic = app.topic.clone();
+    app.ended().await.unwrap();
+    let ends = "SELECT count(*) FROM loms.user_order WHERE status IN ('payed', 'cancelled')";
+    assert_eq!(oracle::count(&pool, ends).await, 2);
+    // events that were still waiting leave with the next start
+    TestApp::start(&pool, json!({"kafka": {"topic": topic}}))
+        .await
+        .finish()
+        .await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_broker_that_is_away_does_not_hold_it_up(pool: PgPool) {
+    let mut broker = Proxy::closed(&kafka::brokers());
+    let changes = json!({"brokers": [broker.address.to_string()], "shutdown_grace": "5s",
+                         "outbox": {"broker_timeout": "60s"}});
+    let app = TestApp::start(&pool, changes).await;
+    app.receive("d1", &[(1, 7, 2)]).await.unwrap();
+    app.create(1, &[(7, 1)]).await;
+    let (topic, started) = (app.topic.clone(), Instant::now());
+    app.stop().await.unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(
+        oracle::count(&pool, "SELECT count(*) FROM loms.outbox").await,
+        2
+    );
+    broker.open();
+    TestApp::start(&pool, json!({"kafka": {"topic": topic}}))
+        .await
+        .finish()
+        .await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_caller_who_only_watches_does_not_hold_it_up(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({"shutdown_grace": "3s"})).await;
+    let request = HealthCheckRequest::default();
+    let watch = HealthClient::new(app.channel.clone())
+        .watch(request)
+        .await
+        .unwrap();
+    let mut watch = watch.into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    let idle = tokio::net::TcpStream::connect(app.url.trim_start_matches("http://"))
+        .await
+        .unwrap();
+    let started = Instant::now();
+    app.stop().await.unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+    drop((watch, idle));
+}

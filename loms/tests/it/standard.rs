@@ -1,0 +1,186 @@
+//! What every service answers besides its business: health, reflection, metrics, readiness, trace ids.
+
+use futures::{StreamExt as _, stream};
+use proto::loms::StocksRequest;
+use serde_json::json;
+use sqlx::PgPool;
+use tonic::{Code, client::Grpc, codegen::http::uri::PathAndQuery};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::{
+    oracle,
+    test_app::{TestApp, eventually},
+};
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn health_and_readiness_follow_the_schema(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    let check = async |service: &str| {
+        let request = HealthCheckRequest {
+            service: service.into(),
+        };
+        let answer = HealthClient::new(app.channel.clone()).check(request).await;
+        answer.map(|answer| answer.into_inner().status().as_str_name())
+    };
+    for service in ["", "loms.Loms"] {
+        eventually("SERVING", async || {
+            check(service).await.unwrap() == "SERVING"
+        })
+        .await;
+    }
+    assert_eq!(
+        check("loms.Other").await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let report = json!({"ready": true, "database": "ok", "kafka": "ok"});
+    eventually("a report", async || {
+        app.get("/readyz").await.json() == report
+    })
+    .await;
+    assert_eq!(app.get("/healthz").await.status, 200);
+
+    oracle::run(
+        &pool,
+        "UPDATE loms._sqlx_migrations SET version = -version WHERE version > 1",
+    )
+    .await;
+    let answer = app.get("/readyz").await;
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.json()["database"]
+            .as_str()
+            .unwrap()
+            .contains("migrate"),
+        "{answer:?}"
+    );
+    eventually("NOT_SERVING", async || {
+        check("loms.Loms").await.unwrap() == "NOT_SERVING"
+    })
+    .await;
+    assert_eq!(app.get("/healthz").await.status, 200);
+    oracle::run(
+        &pool,
+        "UPDATE loms._sqlx_migrations SET version = -version WHERE version < 0",
+    )
+    .await;
+    eventually("SERVING again", async || {
+        check("").await.unwrap() == "SERVING"
+    })
+    .await;
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn reflection_shows_the_contract(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    let ask = async |question: MessageRequest| {
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(question),
+        };
+        let mut client = ServerReflectionClient::new(app.channel.clone());
+        let answers = client
+            .server_reflection_info(stream::iter([request]))
+            .await
+            .unwrap();
+        let answer = answers
+            .into_inner()
+            .next()
+            .await
+            .expect("an answer")
+            .unwrap();
+        answer.message_response.expect("a response")
+    };
+    let MessageResponse::ListServicesResponse(list) =
+        ask(MessageRequest::ListServices(String::new())).await
+    else {
+        panic!("no list")
+    };
+    let names: Vec<_> = list
+        .service
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert!(names.contains(&"loms.Loms") && names.contains(&"grpc.health.v1.Health"));
+    assert!(!names.contains(&"cart.Cart"), "a neighbour: {names:?}");
+    for symbol in [
+        "loms.Loms",
+        "loms.CreateOrderRequest",
+        "google.protobuf.Timestamp",
+    ] {
+        let found = ask(MessageRequest::FileContainingSymbol(symbol.into())).await;
+        let MessageResponse::FileDescriptorResponse(file) = found else {
+            panic!("{symbol}: {found:?}")
+        };
+        assert!(!file.file_descriptor_proto.is_empty());
+    }
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn metrics_have_the_names_that_dashboards_read(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    app.receive("d1", &[(1, 7, 1)]).await.unwrap();
+    let id = app.create(1, &[(7, 1)]).await.order_id;
+    app.pay(id).await.unwrap();
+    app.pay(i64::MAX).await.unwrap_err();
+    eventually("an event that was counted", async || {
+        app.get("/metrics")
+            .await
+            .text
+            .contains("\nloms_outbox_sent_total ")
+    })
+    .await;
+    let text = app.get("/metrics").await.text;
+    for series in [
+        "loms_histogram_response_time_seconds_count{method=\"/loms.Loms/CreateOrder\",status=\"OK\"}",
+        "loms_histogram_response_time_seconds_count{method=\"/loms.Loms/OrderPayed\",status=\"NotFound\"}",
+        "loms_counter_requests_total{type=\"router\"}",
+        "loms_orders_total{status=\"payed\"}",
+        "loms_placement_batch_orders_count",
+    ] {
+        assert!(text.contains(series), "{series} is not in\n{text}");
+    }
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn every_grpc_answer_has_a_trace_id(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    let stocks = app
+        .grpc
+        .clone()
+        .stocks(StocksRequest { sku: 1 })
+        .await
+        .unwrap();
+    let id = stocks
+        .metadata()
+        .get("x-trace-id")
+        .expect("a trace id")
+        .as_bytes();
+    assert_eq!(id.len(), 32);
+    let health = HealthClient::new(app.channel.clone())
+        .check(HealthCheckRequest::default())
+        .await;
+    assert!(
+        health.unwrap().metadata().contains_key("x-trace-id"),
+        "health"
+    );
+    for path in ["/loms.Loms/Nothing", "/nobody.Knows/This"] {
+        let mut grpc = Grpc::new(app.channel.clone());
+        grpc.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<StocksRequest, StocksRequest>::default();
+        let request = tonic::Request::new(StocksRequest { sku: 1 });
+        let answer = grpc
+            .unary(request, PathAndQuery::from_static(path), codec)
+            .await;
+        let status = answer.expect_err("no such method");
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.metadata().contains_key("x-trace-id"), "{path}");
+    }
+    app.finish().await;
+}

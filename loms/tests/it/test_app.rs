@@ -1,0 +1,301 @@
+//! LOMS, started in process on ports of its own, and what tests ask of it.
+
+use std::{
+    future::Future,
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime},
+};
+
+use loms::{App, Config};
+use pbjson_types::Timestamp;
+use platform::{
+    config::{JaegerConfig, LogConfig},
+    telemetry,
+};
+use proto::loms::{self as pb, loms_client::LomsClient};
+use reqwest::header::HeaderMap;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions as _, PgPool};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, transport::Channel};
+
+use crate::{kafka, oracle};
+
+/// A service that runs. It must be finished: dropping it before that fails the test.
+pub(crate) struct TestApp {
+    pub(crate) grpc: LomsClient<Channel>,
+    pub(crate) channel: Channel,
+    pub(crate) url: String,
+    pub(crate) topic: String,
+    pub(crate) config: Config,
+    pool: PgPool,
+    web: reqwest::Client,
+    stop: CancellationToken,
+    running: JoinSet<anyhow::Result<()>>,
+    finished: bool,
+}
+
+/// An answer over HTTP.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// A config for the database behind `pool`, with `changes` on top. Bounds are generous: a busy machine is no failure, and a
+/// test of a bound sets it.
+pub(crate) fn config(pool: &PgPool, changes: Value) -> Config {
+    let mut config = json!({
+        "grpc": {"listen": "127.0.0.1:0"},
+        "http": {"listen": "127.0.0.1:0"},
+        "tls": {"enabled": false},
+        "postgres": {
+            "connection_string": pool.connect_options().to_url_lossy().to_string(),
+            "acquire_timeout": "10s",
+            "lock_timeout": "10s",
+        },
+        "limits": {"request_timeout": "15s"},
+        "brokers": [kafka::brokers()],
+        "kafka": {"topic": "orders"},
+        "outbox": {"poll_interval": "50ms", "broker_timeout": "2s"},
+    });
+    merge(&mut config, changes);
+    serde_json::from_value(config).expect("a config")
+}
+
+fn merge(into: &mut Value, changes: Value) {
+    match changes {
+        Value::Object(changes) if into.is_object() => {
+            for (key, change) in changes {
+                merge(&mut into[key], change);
+            }
+        }
+        change => *into = change,
+    }
+}
+
+/// Once for the process: the crypto that reqwest wants chosen, and a tracer, which lives as long as its handle.
+static INIT: LazyLock<telemetry::Telemetry> = LazyLock::new(|| {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("the first provider");
+    // the service's hook writes to its log; a test's panic belongs on the screen
+    let hook = std::panic::take_hook();
+    let level = std::env::var("TEST_LOG").unwrap_or_else(|_| "off".into());
+    let telemetry =
+        telemetry::init("loms", &LogConfig { level }, &JaegerConfig::default()).expect("telemetry");
+    std::panic::set_hook(hook);
+    telemetry
+});
+
+impl TestApp {
+    /// Starts the service with a topic of its own, unless `changes` name one, and waits until it is ready.
+    pub(crate) async fn start(pool: &PgPool, mut changes: Value) -> TestApp {
+        if changes["kafka"]["topic"].is_null() {
+            let topic = kafka::unused_topic();
+            kafka::create_topic(&topic).await;
+            changes["kafka"]["topic"] = topic.into();
+        }
+        LazyLock::force(&INIT);
+        let config = config(pool, changes);
+        let app = App::bind(config.clone()).await.expect("bound");
+        let (address, url) = (app.grpc_addr(), format!("http://{}", app.http_addr()));
+        let (stop, mut running) = (CancellationToken::new(), JoinSet::new());
+        running.spawn(app.run(stop.clone().cancelled_owned()));
+        let channel = Channel::from_shared(format!("http://{address}"))
+            .expect("an address")
+            .connect()
+            .await
+            .expect("served");
+        let app = TestApp {
+            grpc: LomsClient::new(channel.clone()),
+            channel,
+            url,
+            topic: config.kafka.topic.clone(),
+            config,
+            pool: pool.clone(),
+            web: reqwest::Client::new(),
+            stop,
+            running,
+            finished: false,
+        };
+        eventually("readiness", async || app.get("/readyz").await.status == 200).await;
+        app
+    }
+
+    /// Another process of the same service: same database, same topic.
+    pub(crate) async fn replica(&self) -> TestApp {
+        TestApp::start(&self.pool, json!({"kafka": {"topic": self.topic}})).await
+    }
+
+    /// Waits until every event has left, stops the service as a signal does, and recounts everything.
+    pub(crate) async fn finish(self) {
+        let pool = self.pool.clone();
+        eventually("an empty outbox", async || {
+            oracle::count(&pool, "SELECT count(*) FROM loms.outbox").await == 0
+        })
+        .await;
+        let (config, topic) = (self.config.clone(), self.topic.clone());
+        self.stop().await.expect("a clean end");
+        let report = loms::audit(&config).await.expect("an audit");
+        assert!(report.differences.is_empty(), "{report}");
+        oracle::recount(&pool, &topic).await;
+    }
+
+    /// Stops the service as a signal does, and returns how it ended.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        self.finished = true;
+        self.begin_stop();
+        self.ended().await
+    }
+
+    pub(crate) fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
+        self.finished = true;
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.running.join_next()).await;
+        ended.expect("an end").expect("it ran").expect("no panic")
+    }
+
+    pub(crate) async fn create(&self, user: i64, items: &[(u32, u32)]) -> pb::CreateOrderResponse {
+        let created = self.try_create(order(user, items, "")).await;
+        created.expect("an order")
+    }
+
+    pub(crate) async fn try_create(
+        &self,
+        request: pb::CreateOrderRequest,
+    ) -> Result<pb::CreateOrderResponse, Status> {
+        let answer = self.grpc.clone().create_order(request).await?;
+        Ok(answer.into_inner())
+    }
+
+    pub(crate) async fn pay(&self, order_id: i64) -> Result<(), Status> {
+        let request = pb::OrderPayedRequest { order_id };
+        self.grpc.clone().order_payed(request).await.map(drop)
+    }
+
+    pub(crate) async fn cancel(&self, order_id: i64) -> Result<(), Status> {
+        let request = pb::CancelOrderRequest { order_id };
+        self.grpc.clone().cancel_order(request).await.map(drop)
+    }
+
+    pub(crate) async fn list(&self, order_id: i64) -> pb::ListOrderResponse {
+        let request = pb::ListOrderRequest { order_id };
+        let answer = self.grpc.clone().list_order(request).await;
+        answer.expect("an order").into_inner()
+    }
+
+    /// `(warehouse, units)` on sale.
+    pub(crate) async fn stocks(&self, sku: u32) -> Vec<(i64, u64)> {
+        let answer = self.grpc.clone().stocks(pb::StocksRequest { sku }).await;
+        let stocks = answer.expect("stocks").into_inner().stocks;
+        stocks
+            .into_iter()
+            .map(|stock| (stock.warehouse_id, stock.count))
+            .collect()
+    }
+
+    /// Books `(warehouse, SKU, units)`; whether they had been booked before.
+    pub(crate) async fn receive(
+        &self,
+        delivery_id: &str,
+        lines: &[(i64, u32, u64)],
+    ) -> Result<bool, Status> {
+        let lines = lines
+            .iter()
+            .map(|&(warehouse_id, sku, count)| pb::StockLine {
+                warehouse_id,
+                sku,
+                count,
+            });
+        let request = pb::ReceiveStockRequest {
+            delivery_id: delivery_id.into(),
+            lines: lines.collect(),
+        };
+        let answer = self.grpc.clone().receive_stock(request).await?;
+        Ok(answer.into_inner().already_received)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(self.web.get(format!("{}{path}", self.url))).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        self.send(self.request(path).body(body)).await
+    }
+
+    pub(crate) fn request(&self, path: &str) -> reqwest::RequestBuilder {
+        self.web.post(format!("{}{path}", self.url))
+    }
+
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let answer = request.send().await.expect("an answer");
+        Answer {
+            status: answer.status().as_u16(),
+            headers: answer.headers().clone(),
+            text: answer.text().await.expect("text"),
+        }
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert!(self.finished, "the test forgot app.finish()");
+        }
+    }
+}
+
+/// A request for `(SKU, units)`; an empty key is none.
+pub(crate) fn order(user: i64, items: &[(u32, u32)], key: &str) -> pb::CreateOrderRequest {
+    let items = items
+        .iter()
+        .map(|&(sku, count)| pb::OrderItem { sku, count });
+    pb::CreateOrderRequest {
+        user,
+        items: items.collect(),
+        idempotency_key: key.into(),
+    }
+}
+
+/// A time of the contract; it must be there.
+pub(crate) fn instant(at: Option<Timestamp>) -> SystemTime {
+    let at = at.expect("a time");
+    let seconds = u64::try_from(at.seconds).expect("after 1970");
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, at.nanos.cast_unsigned())
+}
+
+/// Waits until `condition` holds, at most 20 s.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < until, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until `many` statements in this test's database wait for a lock.
+pub(crate) async fn lock_waiters(pool: &PgPool, many: i64) {
+    eventually("statements that wait for a lock", async || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        oracle::count(pool, waiting).await >= many
+    })
+    .await;
+}
