@@ -7,7 +7,7 @@ use platform::{
     error::StartError,
     grpc::Guard,
     http::rpc,
-    pg,
+    pg::{self, OwnConnection},
     server::{Doors, Readiness, Server},
     tasks::Tasks,
 };
@@ -71,19 +71,23 @@ impl App {
             broker,
         } = self;
         let (tasks, relay) = (Tasks::new(), Relay::default());
-        // each worker has a connection of its own: callers that use up the pool cannot stop it
-        let own_pool = |application| pg::pool(&config.postgres, application, 1);
+        let own = |application| OwnConnection::new(&config.postgres, application);
 
-        let placer = own_pool("loms-placer")?;
-        let placements = Placements::start(placer, config.orders.clone(), relay.clone(), &tasks);
+        let bound = config.postgres.transaction_bound();
+
+        let placer = own("loms-placer")?;
+        let placements =
+            Placements::start(placer, bound, config.orders.clone(), relay.clone(), &tasks);
         expiry::start(
-            own_pool("loms-expiry")?,
+            own("loms-expiry")?,
+            bound,
             config.orders.expiry_batch,
             relay.clone(),
             &tasks,
         );
         outbox::start(
-            own_pool("loms-relay")?,
+            own("loms-relay")?,
+            bound,
             broker.clone(),
             config.outbox.clone(),
             relay.clone(),

@@ -2,9 +2,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use platform::{grpc::registered, tasks::Tasks};
+use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks};
 use prometheus::{Histogram, HistogramOpts};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     order::{Event, OrderId, Status},
@@ -18,14 +18,20 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(500);
 /// The shortest sleep after a sweep that found nothing: rows that somebody else has locked look due until he commits.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(50);
 
-/// Starts the sweeper, which has a connection of its own.
-pub(crate) fn start(pool: PgPool, batch: i64, relay: Relay, tasks: &Tasks) {
+/// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
+pub(crate) fn start(
+    mut db: OwnConnection,
+    bound: Duration,
+    batch: i64,
+    relay: Relay,
+    tasks: &Tasks,
+) {
     let stopping = tasks.stopping();
     tasks.worker("expiry", async move {
         loop {
-            let pause = match sweep(&pool, batch, &relay).await {
-                Ok(swept) if swept > 0 && !stopping.is_cancelled() => continue,
-                Ok(_) => until_next_deadline(&pool).await.unwrap_or(LONGEST_SLEEP),
+            let pause = match step(&mut db, bound, batch, &relay).await {
+                Ok(None) if !stopping.is_cancelled() => continue,
+                Ok(pause) => pause.unwrap_or(SHORTEST_SLEEP),
                 Err(error) => {
                     tracing::warn!(error = %error, "sweep failed");
                     LONGEST_SLEEP
@@ -39,11 +45,26 @@ pub(crate) fn start(pool: PgPool, batch: i64, relay: Relay, tasks: &Tasks) {
     });
 }
 
+/// Sweeps once. `None`: more may be due; else how long to sleep.
+async fn step(
+    db: &mut OwnConnection,
+    bound: Duration,
+    batch: i64,
+    relay: &Relay,
+) -> sqlx::Result<Option<Duration>> {
+    let work = async |db: &mut PgConnection| match sweep(db, batch, relay).await? {
+        0 => until_next_deadline(db).await.map(Some),
+        _ => Ok(None),
+    };
+    db.round(bound, work).await
+}
+
 /// Cancels one batch of due orders; returns how many.
-async fn sweep(pool: &PgPool, batch: i64, relay: &Relay) -> sqlx::Result<usize> {
-    let mut tx = pool.begin().await?;
+async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> sqlx::Result<usize> {
+    let mut tx = db.begin().await?;
     let due = store::lock_due_orders(&mut tx, batch).await?;
     if due.is_empty() {
+        tx.rollback().await?;
         return Ok(0);
     }
     let orders: Vec<OrderId> = due.iter().map(|(order, _)| *order).collect();
@@ -58,9 +79,8 @@ async fn sweep(pool: &PgPool, batch: i64, relay: &Relay) -> sqlx::Result<usize> 
     Ok(orders.len())
 }
 
-async fn until_next_deadline(pool: &PgPool) -> sqlx::Result<Duration> {
-    let mut db = pool.acquire().await?;
-    let seconds = store::seconds_to_next_deadline(&mut db).await?;
+async fn until_next_deadline(db: &mut PgConnection) -> sqlx::Result<Duration> {
+    let seconds = store::seconds_to_next_deadline(db).await?;
     let jitter = SHORTEST_SLEEP.mul_f64(rand::random::<f64>());
     let until = seconds.map_or(LONGEST_SLEEP, |seconds| {
         Duration::try_from_secs_f64(seconds).unwrap_or_default()

@@ -9,13 +9,16 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use platform::{config::KafkaConfig, error::StartError, grpc::registered, kafka, tasks::Tasks};
+use platform::{
+    config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::OwnConnection,
+    tasks::Tasks,
+};
 use prometheus::{Gauge, IntCounter, IntGauge};
 use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
     util::Timeout,
 };
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -99,23 +102,22 @@ impl Broker {
     }
 }
 
-/// Starts the relay, which has a connection of its own.
+/// Starts the relay, which has a connection of its own; a database that is silent for longer than `bound` is given up.
 pub(crate) fn start(
-    pool: PgPool,
+    mut db: OwnConnection,
+    bound: Duration,
     broker: Broker,
     config: OutboxConfig,
     relay: Relay,
     tasks: &Tasks,
 ) {
     let stopping = tasks.stopping();
+    let bound = bound + config.broker_timeout + LAST_WAIT;
     tasks.worker("relay", async move {
         loop {
-            let step = async {
-                let sent = forward(&pool, &broker, &config, &stopping).await;
-                watch_backlog(&pool, config.batch).await;
-                sent
-            };
-            let sent = step.instrument(tracing::info_span!("outbox.forward")).await;
+            let sent = step(&mut db, bound, &broker, &config, &stopping)
+                .instrument(tracing::info_span!("outbox.forward"))
+                .await;
             let pause = match sent {
                 Ok(sent) if sent > 0 && !stopping.is_cancelled() => continue,
                 Ok(_) => config.poll_interval,
@@ -135,21 +137,39 @@ pub(crate) fn start(
     });
 }
 
-/// Sends one batch; returns how many events left the outbox. The transaction stays open while the broker acknowledges,
-/// bounded: its lock is what keeps a second relay from sending the same rows.
-async fn forward(
-    pool: &PgPool,
+async fn step(
+    db: &mut OwnConnection,
+    bound: Duration,
     broker: &Broker,
     config: &OutboxConfig,
     stopping: &CancellationToken,
 ) -> anyhow::Result<u64> {
-    let mut tx = pool.begin().await?;
+    let work = async |db: &mut PgConnection| {
+        let sent = forward(db, broker, config, stopping).await;
+        // also when the broker is away: that is when somebody looks at the figures
+        watch_backlog(db, config.batch).await?;
+        sent
+    };
+    db.round(bound, work).await
+}
+
+/// Sends one batch; returns how many events left the outbox. The transaction stays open while the broker acknowledges,
+/// bounded: its lock is what keeps a second relay from sending the same rows.
+async fn forward(
+    db: &mut PgConnection,
+    broker: &Broker,
+    config: &OutboxConfig,
+    stopping: &CancellationToken,
+) -> anyhow::Result<u64> {
+    let mut tx = db.begin().await?;
     if !store::try_lock_relay(&mut tx).await? {
+        tx.rollback().await?;
         return Ok(0);
     }
     store::allow_idle(&mut tx, config.broker_timeout * 2).await?;
     let rows = store::read_oldest(&mut tx, config.batch).await?;
     if rows.is_empty() {
+        tx.rollback().await?;
         return Ok(0);
     }
     let (sent, failure) = send(broker, &rows, give_up(config.broker_timeout, stopping)).await;
@@ -278,14 +298,11 @@ fn purge(producer: &FutureProducer) {
     producer.flush(Timeout::After(Duration::ZERO)).ok();
 }
 
-async fn watch_backlog(pool: &PgPool, most: i64) {
-    let Ok(mut db) = pool.acquire().await else {
-        return;
-    };
-    if let Ok((rows, age)) = store::read_backlog(&mut db, most.max(10_000)).await {
-        BACKLOG.0.set(rows);
-        BACKLOG.1.set(age);
-    }
+async fn watch_backlog(db: &mut PgConnection, most: i64) -> sqlx::Result<()> {
+    let (rows, age) = store::read_backlog(db, most.max(10_000)).await?;
+    BACKLOG.0.set(rows);
+    BACKLOG.1.set(age);
+    Ok(())
 }
 
 static SENT: LazyLock<IntCounter> = LazyLock::new(|| {

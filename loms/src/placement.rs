@@ -2,16 +2,16 @@
 //! many at a time: handlers queue, one placer takes what is waiting and writes it in one transaction. It never waits for
 //! more: an idle system answers one order as fast as it can.
 
-use std::{panic::AssertUnwindSafe, sync::LazyLock};
+use std::{panic::AssertUnwindSafe, sync::LazyLock, time::Duration};
 
 use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
-    pg::{self, Failure},
+    pg::{self, Failure, OwnConnection},
     tasks::Tasks,
 };
 use prometheus::{Histogram, HistogramOpts, IntGauge};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
@@ -66,7 +66,8 @@ pub(crate) struct Placements(mpsc::Sender<Waiting>);
 impl Placements {
     /// Starts the placer, which has a connection of its own, and returns the way in.
     pub(crate) fn start(
-        pool: PgPool,
+        db: OwnConnection,
+        bound: Duration,
         config: OrdersConfig,
         relay: Relay,
         tasks: &Tasks,
@@ -74,7 +75,8 @@ impl Placements {
         let (sender, queue) = mpsc::channel(config.queue.max(1));
         let stopping = tasks.stopping();
         let mut placer = Placer {
-            pool,
+            db,
+            bound,
             config,
             relay,
             queue,
@@ -112,7 +114,9 @@ impl Placements {
 }
 
 struct Placer {
-    pool: PgPool,
+    db: OwnConnection,
+    /// A transaction that takes longer has lost its server.
+    bound: Duration,
     config: OrdersConfig,
     relay: Relay,
     queue: mpsc::Receiver<Waiting>,
@@ -155,7 +159,7 @@ impl Placer {
         Some(batch)
     }
 
-    async fn place(&self, batch: Vec<Waiting>) {
+    async fn place(&mut self, batch: Vec<Waiting>) {
         if batch.is_empty() {
             return;
         }
@@ -177,7 +181,7 @@ impl Placer {
         }
     }
 
-    async fn place_orders(&self, orders: &[NewOrder]) -> Vec<Result<Placed, Error>> {
+    async fn place_orders(&mut self, orders: &[NewOrder]) -> Vec<Result<Placed, Error>> {
         let mut outcome = self.place_together(orders).await;
         if outcome
             .as_ref()
@@ -211,12 +215,17 @@ impl Placer {
     }
 
     async fn place_together(
-        &self,
+        &mut self,
         orders: &[NewOrder],
     ) -> sqlx::Result<Vec<Result<Placed, Error>>> {
-        let mut tx = self.pool.begin().await?;
-        let answers = place_batch(&mut tx, orders, self.config.payment_timeout).await?;
-        tx.commit().await?;
+        let payment_timeout = self.config.payment_timeout;
+        let write = async |db: &mut PgConnection| {
+            let mut tx = db.begin().await?;
+            let answers = place_batch(&mut tx, orders, payment_timeout).await?;
+            tx.commit().await?;
+            Ok::<_, sqlx::Error>(answers)
+        };
+        let answers = self.db.round(self.bound, write).await?;
         for (winner, placed) in answers
             .iter()
             .filter_map(|(winner, answer)| Some((winner, answer.as_ref().ok()?)))

@@ -194,6 +194,14 @@ pub struct PostgresConfig {
     pub statement_cache: usize,
 }
 
+impl PostgresConfig {
+    /// The longest that a worker's transaction may take as the client sees it: a statement that runs into its time-out,
+    /// and as much again for the others.
+    pub fn transaction_bound(&self) -> Duration {
+        self.statement_timeout * 2
+    }
+}
+
 /// Jaeger's agent (UDP). An empty host: no export, trace ids all the same.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -107,6 +107,48 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StartError>
     ))
 }
 
+/// A worker's own connection: callers that use up the pool cannot stop the worker. It is made when it is needed, kept
+/// between rounds, and closed when a round fails or takes too long, so that nothing waits for a server that has gone silent.
+pub struct OwnConnection {
+    options: PgConnectOptions,
+    connect_bound: Duration,
+    open: Option<PgConnection>,
+}
+
+impl OwnConnection {
+    /// # Errors
+    /// A connection string that is none.
+    pub fn new(config: &PostgresConfig, application: &str) -> Result<Self, StartError> {
+        Ok(OwnConnection {
+            options: connect_options(config, application)?,
+            connect_bound: config.acquire_timeout,
+            open: None,
+        })
+    }
+
+    /// Does a round of work, for at most `bound`: the server's time-outs end what is slow, this ends what is silent.
+    ///
+    /// # Errors
+    /// What the work says, or that time ran out; what became of a commit is unknown then.
+    pub async fn round<T, E: From<sqlx::Error>>(
+        &mut self,
+        bound: Duration,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let silent = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+        let mut connection = match self.open.take() {
+            Some(connection) => connection,
+            None => tokio::time::timeout(self.connect_bound, self.options.connect())
+                .await
+                .map_err(|_| silent())??,
+        };
+        let done = tokio::time::timeout(bound, work(&mut connection)).await;
+        let done = done.map_err(|_| silent())??;
+        self.open = Some(connection);
+        Ok(done)
+    }
+}
+
 /// Says good-bye to PostgreSQL, but does not wait long for one that has gone silent.
 pub async fn close(pool: &PgPool) {
     if tokio::time::timeout(Duration::from_secs(1), pool.close())

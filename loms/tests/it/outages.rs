@@ -68,14 +68,7 @@ async fn events_follow_when_the_topic_appears(pool: PgPool) {
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
 async fn without_the_database_callers_hear_unavailable_and_soon(pool: PgPool) {
-    let options = pool.connect_options();
-    let mut database = Proxy::closed(&format!("{}:{}", options.get_host(), options.get_port()));
-    database.open();
-    let through = (*options)
-        .clone()
-        .port(database.address.port())
-        .host("127.0.0.1");
-    let connection_string = through.to_url_lossy().to_string();
+    let (mut database, connection_string) = database_behind_proxy(&pool);
     let app = TestApp::start(
         &pool,
         json!({"postgres": {"connection_string": connection_string, "acquire_timeout": "1s"}}),
@@ -141,4 +134,52 @@ async fn without_the_database_callers_hear_unavailable_and_soon(pool: PgPool) {
         2
     );
     app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn the_workers_give_up_a_database_that_has_gone_silent(pool: PgPool) {
+    let (database, connection_string) = database_behind_proxy(&pool);
+    let postgres = json!({"connection_string": connection_string, "statement_timeout": "500ms"});
+    let app = TestApp::start(&pool, json!({"postgres": postgres})).await;
+    app.receive("d1", &[(1, 7, 9)]).await.unwrap();
+    app.create(1, &[(7, 1)]).await;
+    // open connections that nothing comes through: no error will ever say so
+    database.silence();
+    let silent = Instant::now();
+    let refused = app.try_create(order(1, &[(7, 1)], "k")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    eventually("an order after the silence", async || {
+        app.try_create(order(1, &[(7, 1)], "k")).await.is_ok()
+    })
+    .await;
+    assert!(
+        silent.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        silent.elapsed()
+    );
+    // the relay and the sweeper had connections of their own, as silent as this one
+    eventually("a relay that goes on", async || {
+        oracle::count(&pool, WAITING).await == 0
+    })
+    .await;
+    sqlx::query("UPDATE loms.unpaid_order SET payment_deadline = now()")
+        .execute(&pool)
+        .await
+        .unwrap();
+    eventually("a sweeper that goes on", async || {
+        oracle::count(&pool, "SELECT count(*) FROM loms.unpaid_order").await == 0
+    })
+    .await;
+    app.finish().await;
+}
+
+fn database_behind_proxy(pool: &PgPool) -> (Proxy, String) {
+    let options = pool.connect_options();
+    let mut database = Proxy::closed(&format!("{}:{}", options.get_host(), options.get_port()));
+    database.open();
+    let through = (*options)
+        .clone()
+        .port(database.address.port())
+        .host("127.0.0.1");
+    (database, through.to_url_lossy().to_string())
 }

@@ -1,9 +1,10 @@
-//! A TCP proxy that can be cut: what stands behind it is then away, and later back.
+//! A TCP proxy that can be cut, or go silent: what stands behind it is then away, and later back.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use tokio::{
     net::{TcpSocket, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -13,6 +14,8 @@ pub(crate) struct Proxy {
     /// Bound and not listening: the port is ours, and whoever connects is refused.
     closed: Option<TcpSocket>,
     running: JoinSet<()>,
+    /// How often it went silent.
+    silenced: watch::Sender<u32>,
 }
 
 impl Proxy {
@@ -24,6 +27,7 @@ impl Proxy {
             target: target.to_owned(),
             closed: Some(socket),
             running: JoinSet::new(),
+            silenced: watch::Sender::new(0),
         }
     }
 
@@ -31,20 +35,29 @@ impl Proxy {
         let socket = self.closed.take().expect("a closed proxy");
         let listener = socket.listen(64).expect("a listener");
         let target = self.target.clone();
+        let silenced = self.silenced.subscribe();
         self.running.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((mut near, _)) = listener.accept().await {
-                let target = target.clone();
+                let (target, mut silenced) = (target.clone(), silenced.clone());
                 connections.spawn(async move {
-                    if let Ok(mut far) = TcpStream::connect(target).await {
+                    let before = *silenced.borrow();
+                    let Ok(mut far) = TcpStream::connect(target).await else {
+                        return;
+                    };
+                    tokio::select! {
                         // an end that breaks off ends the connection, as it would without a proxy
-                        tokio::io::copy_bidirectional(&mut near, &mut far)
-                            .await
-                            .ok();
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = async { silenced.wait_for(|now| *now > before).await.is_ok() } => std::future::pending().await,
                     }
                 });
             }
         });
+    }
+
+    /// Lets every connection that there is hang: open, and nothing comes through. New ones are served.
+    pub(crate) fn silence(&self) {
+        self.silenced.send_modify(|times| *times += 1);
     }
 
     /// Ends every connection and refuses new ones.
