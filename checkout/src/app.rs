@@ -45,10 +45,10 @@ pub struct App {
 }
 
 impl App {
-    /// Opens both sockets and prepares pools and clients. Database and neighbours may be away.
+    /// Opens both sockets, tries the database once, prepares pools and clients. Neighbours may be away.
     ///
     /// # Errors
-    /// A port in use, a file that cannot be read, an address that is none.
+    /// A port in use, a file that cannot be read, an address that is none, a database that does not answer.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
         let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;

@@ -38,7 +38,7 @@ pub struct App {
 
 impl App {
     /// # Errors
-    /// A port in use, a certificate that is missing, a setting that cannot be.
+    /// A port in use, a certificate that is missing, a setting that cannot be, a database that does not answer.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
         let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;

@@ -40,7 +40,7 @@ pub struct App {
 }
 
 impl App {
-    /// Opens both sockets and prepares pools and clients. Database, Kafka and Telegram may be away.
+    /// Opens both sockets, tries the database once, prepares pools and clients. Kafka and Telegram may be away.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
         let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
