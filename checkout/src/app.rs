@@ -8,7 +8,8 @@ use platform::{
     error::StartError,
     grpc::Guard,
     http, pg, process,
-    server::{Doors, Readiness, Server},
+    readiness::Readiness,
+    server::{Doors, Server},
     tasks::Tasks,
     telemetry,
 };

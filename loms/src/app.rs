@@ -8,7 +8,8 @@ use platform::{
     grpc::Guard,
     http::rpc,
     pg::{self, OwnConnection},
-    server::{Doors, Readiness, Server},
+    readiness::Readiness,
+    server::{Doors, Server},
     tasks::Tasks,
 };
 use proto::loms::{loms_client::LomsClient, loms_server::LomsServer};

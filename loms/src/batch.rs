@@ -8,12 +8,37 @@ use std::{
 use sqlx::PgConnection;
 
 use crate::{
-    allocation::Allocation,
+    allocation::{Allocation, Shortage},
     error::Error,
-    order::{Event, OrderId, Sku, Status, UserId},
-    placement::{NewOrder, Placed},
+    order::{Event, Lines, OrderId, Sku, Status, UserId},
     store::placement::{self as store, DecidedOrder, KeyClaim},
 };
+
+/// An order that somebody wants.
+#[derive(Clone, Debug)]
+pub(crate) struct NewOrder {
+    pub(crate) user: UserId,
+    pub(crate) lines: Lines,
+    pub(crate) key: Option<IdempotencyKey>,
+    /// Trace context of the call, kept with its events.
+    pub(crate) traceparent: Option<String>,
+}
+
+/// A caller's key, and the hash of what it asked for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct IdempotencyKey {
+    pub(crate) key: String,
+    pub(crate) body_hash: [u8; 32],
+}
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    pub(crate) order: OrderId,
+    /// For a replayed key the order's present status.
+    pub(crate) status: Status,
+    pub(crate) shortages: Vec<Shortage>,
+}
 
 /// Whether this transaction made the order, and the answer to its caller.
 pub(crate) type Answer = (bool, Result<Placed, Error>);

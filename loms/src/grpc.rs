@@ -10,12 +10,14 @@ use tonic::{Request, Response, Status as GrpcStatus};
 
 use crate::{
     allocation::Shortage,
+    batch::{IdempotencyKey, NewOrder},
+    delivery::{self, Delivery},
     error::Error,
     order::{Lines, OrderId, Sku, UserId},
     orders,
     outbox::Relay,
-    placement::{IdempotencyKey, NewOrder, Placements},
-    stock::{self, Delivery},
+    placement::Placements,
+    stock,
     store::orders::OrderRow,
 };
 
@@ -140,7 +142,7 @@ impl TryFrom<pb::CreateOrderRequest> for NewOrder {
             .collect();
         let lines = Lines::parse(&items, &mut fields);
         let key = Some(request.idempotency_key).filter(|key| !key.is_empty());
-        let fine = key.as_deref().is_none_or(stock::is_key);
+        let fine = key.as_deref().is_none_or(delivery::is_key);
         fields.check(
             fine,
             "idempotency_key",

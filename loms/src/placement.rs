@@ -18,40 +18,13 @@ use tokio::sync::{
 };
 
 use crate::{
-    allocation::Shortage,
-    batch::place_batch,
+    batch::{NewOrder, Placed, place_batch},
     config::OrdersConfig,
     error::Error,
-    order::{Lines, OrderId, Status, UserId},
+    order::Status,
     orders::count_transition,
     outbox::Relay,
 };
-
-/// An order that somebody wants.
-#[derive(Clone, Debug)]
-pub(crate) struct NewOrder {
-    pub(crate) user: UserId,
-    pub(crate) lines: Lines,
-    pub(crate) key: Option<IdempotencyKey>,
-    /// Trace context of the call, kept with its events.
-    pub(crate) traceparent: Option<String>,
-}
-
-/// A caller's key, and the hash of what it asked for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct IdempotencyKey {
-    pub(crate) key: String,
-    pub(crate) body_hash: [u8; 32],
-}
-
-/// What became of it.
-#[derive(Clone, Debug)]
-pub(crate) struct Placed {
-    pub(crate) order: OrderId,
-    /// For a replayed key the order's present status.
-    pub(crate) status: Status,
-    pub(crate) shortages: Vec<Shortage>,
-}
 
 struct Waiting {
     order: NewOrder,

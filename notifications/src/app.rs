@@ -6,7 +6,8 @@ use platform::{
     error::StartError,
     grpc::Guard,
     http, pg, process,
-    server::{Doors, Readiness, Server},
+    readiness::Readiness,
+    server::{Doors, Server},
     tasks::Tasks,
     telemetry,
 };

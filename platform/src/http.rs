@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tonic::Status;
 use tracing::Instrument as _;
 
-use crate::{error, grpc::TRACE_ID, server::Health, telemetry};
+use crate::{error, grpc::TRACE_ID, readiness::Health, telemetry};
 
 /// A POST route for one RPC. `call` is the generated client's method over the guarded service.
 pub fn rpc<Req, Resp, F, Fut>(call: F) -> MethodRouter

@@ -9,6 +9,7 @@ pub mod http;
 pub mod kafka;
 pub mod pg;
 pub mod process;
+pub mod readiness;
 pub mod server;
 pub mod tasks;
 pub mod telemetry;

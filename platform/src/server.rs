@@ -6,30 +6,25 @@ use std::{
     future::Future,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use axum::Router;
-use futures::future::BoxFuture;
-use serde_json::{Map, Value};
-use sqlx::{PgPool, migrate::Migrator};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     service::Routes,
     transport::{Identity, ServerTlsConfig, server::TcpIncoming},
 };
-use tonic_health::{ServingStatus, pb::health_server::HealthServer, server::HealthReporter};
+use tonic_health::{ServingStatus, pb::health_server::HealthServer};
 
 use crate::{
     config::{Common, TlsConfig},
     error::StartError,
     grpc::Guard,
     http, pg,
+    readiness::{self, Health, Readiness},
     tasks::Tasks,
 };
 
@@ -94,13 +89,10 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let health = Arc::new(Health {
-            readiness,
-            stopping: AtomicBool::new(false),
-        });
+        let health = Arc::new(Health::new(readiness));
         let closing = CancellationToken::new();
         let (name, guard) = (doors.name, doors.guard);
-        watch_health(&tasks, health.clone(), reporter.clone(), name);
+        readiness::watch(&tasks, health.clone(), reporter.clone(), name);
 
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
         let grace = self.shutdown_grace;
@@ -113,7 +105,7 @@ impl Server {
             ended = &mut doors => return Err(anyhow::anyhow!("a door closed unasked: {ended:?}")),
         };
         tracing::info!("stopping");
-        health.stopping.store(true, Ordering::SeqCst);
+        health.stop();
         for service in ["", name] {
             reporter
                 .set_service_status(service, ServingStatus::NotServing)
@@ -267,109 +259,4 @@ fn with_standard_services(
     // these are not behind the guard: a full house must not look like a dead one
     let stamped = axum::middleware::from_fn(http::stamp_trace_id);
     Ok(Routes::from(routes.into_axum_router().layer(stamped)))
-}
-
-type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;
-
-/// What readiness follows: the database and its schema. Notes (broker, neighbours) are shown and alerted on, but never
-/// make the service unready.
-pub struct Readiness {
-    pool: PgPool,
-    migrator: &'static Migrator,
-    notes: Vec<(&'static str, Note)>,
-}
-
-impl Readiness {
-    pub fn new(pool: PgPool, migrator: &'static Migrator) -> Self {
-        Readiness {
-            pool,
-            migrator,
-            notes: Vec::new(),
-        }
-    }
-
-    /// Adds a line to the report: `ok`, or what is wrong.
-    pub fn note<F>(
-        mut self,
-        name: &'static str,
-        check: impl Fn() -> F + Send + Sync + 'static,
-    ) -> Self
-    where
-        F: Future<Output = String> + Send + 'static,
-    {
-        self.notes.push((name, Box::new(move || Box::pin(check()))));
-        self
-    }
-}
-
-/// How long one check may take; readiness is asked every few seconds.
-const CHECK_BOUND: Duration = Duration::from_secs(2);
-
-pub(crate) struct Health {
-    readiness: Readiness,
-    stopping: AtomicBool,
-}
-
-impl Health {
-    /// Whether this process should get calls, and why.
-    pub(crate) async fn report(&self) -> (bool, Value) {
-        let database = self.database().await;
-        let stopping = self.stopping.load(Ordering::SeqCst);
-        let ready = database == "ok" && !stopping;
-        let mut report = Map::new();
-        report.insert("ready".into(), ready.into());
-        report.insert("database".into(), database.into());
-        if stopping {
-            report.insert("process".into(), "stopping".into());
-        }
-        for (name, check) in &self.readiness.notes {
-            let said = tokio::time::timeout(CHECK_BOUND, check()).await;
-            report.insert(
-                (*name).into(),
-                said.unwrap_or_else(|_| "no answer".into()).into(),
-            );
-        }
-        (ready, Value::Object(report))
-    }
-
-    async fn database(&self) -> &'static str {
-        let check = pg::schema_is_current(&self.readiness.pool, self.readiness.migrator);
-        match tokio::time::timeout(CHECK_BOUND, check).await {
-            Ok(Ok(true)) => "ok",
-            Ok(Ok(false)) => "schema is behind: run migrate",
-            Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some("42P01") => {
-                "schema is missing: run migrate"
-            }
-            _ => "away",
-        }
-    }
-}
-
-/// Keeps grpc.health.v1 at what `/readyz` would say.
-fn watch_health(tasks: &Tasks, health: Arc<Health>, reporter: HealthReporter, name: &'static str) {
-    let stopping = tasks.stopping();
-    tasks.worker("health", async move {
-        let mut every = tokio::time::interval(Duration::from_secs(1));
-        let mut was = None;
-        loop {
-            tokio::select! {
-                () = stopping.cancelled() => return Ok(()),
-                _ = every.tick() => {}
-            }
-            let database = health.database().await;
-            let ready = database == "ok" && !health.stopping.load(Ordering::SeqCst);
-            if was != Some(ready) {
-                tracing::info!(ready, database, "readiness changed");
-                let status = if ready {
-                    ServingStatus::Serving
-                } else {
-                    ServingStatus::NotServing
-                };
-                for service in ["", name] {
-                    reporter.set_service_status(service, status).await;
-                }
-                was = Some(ready);
-            }
-        }
-    });
 }

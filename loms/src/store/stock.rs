@@ -4,8 +4,8 @@ use sqlx::PgConnection;
 
 use super::units;
 use crate::{
+    delivery::Delivery,
     order::{Sku, WarehouseId},
-    stock::Delivery,
 };
 
 /// Units on sale by warehouse; those with none are left out.

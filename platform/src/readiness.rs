@@ -1,0 +1,139 @@
+//! Whether a process should get calls: what `/readyz` says, and what keeps grpc.health.v1 at the same.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use serde_json::{Map, Value};
+use sqlx::{PgPool, migrate::Migrator};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{pg, tasks::Tasks};
+
+type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;
+
+/// What readiness follows: the database and its schema. Notes (broker, neighbours) are shown and alerted on, but never
+/// make the service unready.
+pub struct Readiness {
+    pool: PgPool,
+    migrator: &'static Migrator,
+    notes: Vec<(&'static str, Note)>,
+}
+
+impl Readiness {
+    pub fn new(pool: PgPool, migrator: &'static Migrator) -> Self {
+        Readiness {
+            pool,
+            migrator,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Adds a line to the report: `ok`, or what is wrong.
+    pub fn note<F>(
+        mut self,
+        name: &'static str,
+        check: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = String> + Send + 'static,
+    {
+        self.notes.push((name, Box::new(move || Box::pin(check()))));
+        self
+    }
+}
+
+/// How long one check may take; readiness is asked every few seconds.
+const CHECK_BOUND: Duration = Duration::from_secs(2);
+
+pub(crate) struct Health {
+    readiness: Readiness,
+    stopping: AtomicBool,
+}
+
+impl Health {
+    pub(crate) fn new(readiness: Readiness) -> Self {
+        Health {
+            readiness,
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on this process is not ready, whatever its database says.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether this process should get calls, and why.
+    pub(crate) async fn report(&self) -> (bool, Value) {
+        let database = self.database().await;
+        let stopping = self.stopping.load(Ordering::SeqCst);
+        let ready = database == "ok" && !stopping;
+        let mut report = Map::new();
+        report.insert("ready".into(), ready.into());
+        report.insert("database".into(), database.into());
+        if stopping {
+            report.insert("process".into(), "stopping".into());
+        }
+        for (name, check) in &self.readiness.notes {
+            let said = tokio::time::timeout(CHECK_BOUND, check()).await;
+            report.insert(
+                (*name).into(),
+                said.unwrap_or_else(|_| "no answer".into()).into(),
+            );
+        }
+        (ready, Value::Object(report))
+    }
+
+    async fn database(&self) -> &'static str {
+        let check = pg::schema_is_current(&self.readiness.pool, self.readiness.migrator);
+        match tokio::time::timeout(CHECK_BOUND, check).await {
+            Ok(Ok(true)) => "ok",
+            Ok(Ok(false)) => "schema is behind: run migrate",
+            Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some("42P01") => {
+                "schema is missing: run migrate"
+            }
+            _ => "away",
+        }
+    }
+}
+
+/// Keeps grpc.health.v1 at what `/readyz` would say.
+pub(crate) fn watch(
+    tasks: &Tasks,
+    health: Arc<Health>,
+    reporter: HealthReporter,
+    name: &'static str,
+) {
+    let stopping = tasks.stopping();
+    tasks.worker("health", async move {
+        let mut every = tokio::time::interval(Duration::from_secs(1));
+        let mut was = None;
+        loop {
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                _ = every.tick() => {}
+            }
+            let database = health.database().await;
+            let ready = database == "ok" && !health.stopping.load(Ordering::SeqCst);
+            if was != Some(ready) {
+                tracing::info!(ready, database, "readiness changed");
+                let status = if ready {
+                    ServingStatus::Serving
+                } else {
+                    ServingStatus::NotServing
+                };
+                for service in ["", name] {
+                    reporter.set_service_status(service, status).await;
+                }
+                was = Some(ready);
+            }
+        }
+    });
+}
