@@ -1,5 +1,8 @@
 //! Compiles the contract without protoc: messages and gRPC stubs by tonic-prost, proto3 JSON by pbjson.
 
+#[path = "build/openapi.rs"]
+mod openapi;
+
 use std::{error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
@@ -34,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let file = out.join(format!("{}.serde.rs", &package[1..]));
         fs::write(&file, write_unset_messages(&fs::read_to_string(&file)?))?;
     }
+    openapi::write(&FILES, &out)?;
     Ok(())
 }
 

@@ -7,14 +7,16 @@ use platform::{
     client::{Client, Neighbour},
     error::StartError,
     grpc::Guard,
-    http, pg, process,
+    http, pg,
+    pool::Pool,
+    process,
     readiness::Readiness,
     server::{Doors, Server},
     tasks::Tasks,
     telemetry,
 };
 use proto::cart::{cart_client::CartClient, cart_server::CartServer};
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::migrate::Migrator;
 use tokio::net::TcpStream;
 
 use crate::{
@@ -42,7 +44,7 @@ pub struct App {
     readiness: Readiness,
     recovery: Recovery,
     tasks: Tasks,
-    pools: [PgPool; 2],
+    pools: [Pool; 2],
 }
 
 impl App {
@@ -52,16 +54,16 @@ impl App {
     /// A port in use, a file that cannot be read, an address that is none, a database that does not answer.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
-        let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let pool = Pool::new(&config.postgres, SERVICE, config.postgres.max_connections)?;
         // callers cannot take the connections that finishing purchases needs
-        let workers = pg::pool(&config.postgres, "checkout-workers", WORKER_CONNECTIONS)?;
+        let workers = Pool::new(&config.postgres, "checkout-workers", WORKER_CONNECTIONS)?;
         let tasks = Tasks::new();
         let loms = Loms::new(loms_client(&config)?);
         let products = products(&config, &tasks)?;
 
         let carts = Carts::new(pool.clone(), loms.clone(), products, tasks.clone());
         let settings = &config.purchases;
-        let purchases = |pool: &PgPool| {
+        let purchases = |pool: &Pool| {
             Purchases::new(pool.clone(), loms.clone(), tasks.clone(), settings.clone())
         };
         let recovery = Recovery::new(workers.clone(), purchases(&workers), settings.clone());
@@ -97,7 +99,7 @@ impl App {
             .run(self.doors, self.readiness, self.tasks, shutdown)
             .await;
         for pool in self.pools {
-            pg::close(&pool).await;
+            pool.close();
         }
         ended
     }
@@ -110,13 +112,12 @@ impl App {
 pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<()> {
     #[cfg(feature = "failpoints")]
     let _crash_points = fail::FailScenario::setup();
-    let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger)?;
-    let grace = config.shutdown_grace;
+    let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger, &config.graylog)?;
     let shutdown = process::shutdown_signal(stop_on_stdin_close)?;
     let app = App::bind(config).await?;
     process::announce(SERVICE, app.grpc_addr(), app.http_addr());
     let ended = app.run(shutdown).await;
-    telemetry.shutdown(grace).await;
+    telemetry.shutdown().await;
     ended
 }
 
@@ -133,6 +134,7 @@ fn loms_client(config: &Config) -> Result<Client, StartError> {
         name: "loms",
         address: config.services.loms.clone(),
         tls_ca: config.tls.enabled.then(|| config.tls.ca.clone()),
+        tls_identity: config.tls.enabled.then(|| config.tls.identity(SERVICE)),
         connect_timeout: config.loms.connect_timeout,
         timeout: config.loms.timeout,
     };
@@ -144,6 +146,7 @@ fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
         name: "products",
         address: config.services.products.clone(),
         tls_ca: config.products.tls.then(|| config.products.ca.clone()),
+        tls_identity: None,
         connect_timeout: config.products.connect_timeout,
         timeout: config.products.timeout,
     };
@@ -168,6 +171,7 @@ fn doors(config: &Config, service: CartService) -> Doors {
         name: "cart.Cart",
         descriptors: proto::DESCRIPTORS,
         http: routes(client),
+        openapi: proto::openapi::CHECKOUT,
     }
 }
 
@@ -192,7 +196,7 @@ fn routes(client: CartClient<platform::grpc::Guarded<CartServer<CartService>>>) 
         .route("/purchase", rpc!(client, purchase))
 }
 
-fn readiness(config: &Config, pool: PgPool) -> Readiness {
+fn readiness(config: &Config, pool: Pool) -> Readiness {
     let (loms, products) = (
         config.services.loms.clone(),
         config.services.products.clone(),

@@ -4,8 +4,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use platform::{grpc::Deadline, tasks::Tasks};
-use sqlx::{PgConnection, PgPool};
+use platform::{grpc::Deadline, pool::Pool, tasks::Tasks};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     cart::{self, Line, Refusal, Sku, UserId},
@@ -20,7 +20,7 @@ use crate::{
 /// The use cases of the cart; clones share everything.
 #[derive(Clone)]
 pub struct Carts {
-    pool: PgPool,
+    pool: Pool,
     loms: Loms,
     products: Products,
     tasks: Tasks,
@@ -36,7 +36,7 @@ pub struct Contents {
 
 impl Carts {
     /// Carts are in `pool`; `tasks` carries the writes.
-    pub fn new(pool: PgPool, loms: Loms, products: Products, tasks: Tasks) -> Self {
+    pub fn new(pool: Pool, loms: Loms, products: Products, tasks: Tasks) -> Self {
         Self {
             pool,
             loms,
@@ -55,7 +55,8 @@ impl Carts {
         let pool = self.pool.clone();
         self.tasks
             .run("add to cart", async move {
-                add(&pool, user, asked, on_sale).await
+                pool.round(async |db| add(db, user, asked, on_sale).await)
+                    .await
             })
             .await?
     }
@@ -68,7 +69,7 @@ impl Carts {
         let pool = self.pool.clone();
         self.tasks
             .run("delete from cart", async move {
-                delete(&pool, user, taken).await
+                pool.round(async |db| delete(db, user, taken).await).await
             })
             .await?
     }
@@ -78,10 +79,8 @@ impl Carts {
     /// # Errors
     /// Products that ProductService does not know, all of them named; it is away or late; a total that does not fit.
     pub async fn list(&self, user: UserId, deadline: Deadline) -> Result<Contents, Error> {
-        let lines = {
-            let mut conn = self.pool.acquire().await?;
-            store::carts::list_lines(&mut conn, user).await?
-        };
+        let read = async |db: &mut PgConnection| store::carts::list_lines(db, user).await;
+        let lines = self.pool.round(read).await?;
         let products = self.products_of(&lines, deadline).await?;
         let lines: Vec<_> = lines
             .into_iter()
@@ -128,8 +127,8 @@ impl Carts {
     }
 }
 
-async fn add(pool: &PgPool, user: UserId, asked: Line, on_sale: u64) -> Result<(), Error> {
-    let mut tx = pool.begin().await?;
+async fn add(db: &mut PgConnection, user: UserId, asked: Line, on_sale: u64) -> Result<(), Error> {
+    let mut tx = db.begin().await?;
     let cart_id = lock_or_create(&mut tx, user).await?;
     let holding = store::carts::read_holding(&mut tx, cart_id, asked.sku).await?;
     let quantity = holding
@@ -163,9 +162,9 @@ async fn lock_or_create(conn: &mut PgConnection, user: UserId) -> Result<i64, Er
         .ok_or(sqlx::Error::RowNotFound)?)
 }
 
-async fn delete(pool: &PgPool, user: UserId, taken: Line) -> Result<(), Error> {
+async fn delete(db: &mut PgConnection, user: UserId, taken: Line) -> Result<(), Error> {
     let missing = || Error::NotInCart { sku: taken.sku };
-    let mut tx = pool.begin().await?;
+    let mut tx = db.begin().await?;
     let cart_id = store::carts::lock_cart(&mut tx, user)
         .await?
         .ok_or_else(missing)?;

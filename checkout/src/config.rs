@@ -7,8 +7,8 @@ use std::{
 };
 
 use platform::config::{
-    Common, GrpcConfig, HttpConfig, JaegerConfig, Limits, LogConfig, PostgresConfig, TlsConfig,
-    defaults, secret,
+    Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, Limits, LogConfig, PostgresConfig,
+    TlsConfig, defaults, secret,
 };
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -31,6 +31,8 @@ pub struct Config {
     /// Where spans go.
     #[serde(default)]
     pub jaeger: JaegerConfig,
+    #[serde(default)]
+    pub graylog: GraylogConfig,
     /// The log.
     #[serde(default)]
     pub log: LogConfig,
@@ -230,7 +232,9 @@ mod tests {
         );
         assert_eq!(shown(&example.limits), shown(&Limits::default()));
         assert_eq!(shown(&example.grpc), shown(&grpc_door()));
-        assert_eq!(shown(&example.http), shown(&http_door()));
+        // whoever copies it opens no plaintext door to the network
+        assert!(example.http.listen.ip().is_loopback());
+        assert_eq!(example.http.listen.port(), http_door().listen.port());
         assert_eq!(example.shutdown_grace, defaults::shutdown_grace());
     }
 }

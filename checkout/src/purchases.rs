@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use fail::fail_point;
-use platform::{grpc::Deadline, tasks::Tasks};
-use sqlx::PgPool;
+use platform::{grpc::Deadline, pool::Pool, tasks::Tasks};
+use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -27,7 +27,7 @@ use crate::{
 /// The use case; clones share everything.
 #[derive(Clone)]
 pub struct Purchases {
-    pool: PgPool,
+    pool: Pool,
     loms: Loms,
     tasks: Tasks,
     config: PurchasesConfig,
@@ -46,6 +46,16 @@ enum Begun {
     Ours(Uuid),
     /// One with another key, which has to end before the call's own may begin.
     Before(Uuid),
+}
+
+/// What became of closing a purchase.
+enum Closed {
+    /// Somebody was quicker; nothing is written.
+    Not,
+    /// Closed; a later call is told the outcome.
+    Untold,
+    /// Closed, and noted that the caller hears of it.
+    Told,
 }
 
 impl Driver {
@@ -69,7 +79,7 @@ impl Driver {
 
 impl Purchases {
     /// Purchases are in `pool`; `tasks` carries what a caller began and left.
-    pub fn new(pool: PgPool, loms: Loms, tasks: Tasks, config: PurchasesConfig) -> Self {
+    pub fn new(pool: Pool, loms: Loms, tasks: Tasks, config: PurchasesConfig) -> Self {
         Self {
             pool,
             loms,
@@ -131,7 +141,19 @@ impl Purchases {
 
     /// Decides under the cart's lock what this call is about, and writes it down before LOMS hears of it.
     async fn begin(&self, user: UserId, key: Option<&IdempotencyKey>) -> Result<Begun, Error> {
-        let mut tx = self.pool.begin().await?;
+        let decide = async |db: &mut PgConnection| self.decide(db, user, key).await;
+        let begun = self.pool.round(decide).await?;
+        fail_point!("purchase-begun", |_| std::process::abort());
+        Ok(begun)
+    }
+
+    async fn decide(
+        &self,
+        db: &mut PgConnection,
+        user: UserId,
+        key: Option<&IdempotencyKey>,
+    ) -> Result<Begun, Error> {
+        let mut tx = db.begin().await?;
         let Some(cart_id) = store::carts::lock_cart(&mut tx, user).await? else {
             return Err(Error::EmptyCart);
         };
@@ -160,7 +182,6 @@ impl Purchases {
             Start::FinishFirst(id) => Begun::Before(id),
         };
         tx.commit().await?;
-        fail_point!("purchase-begun", |_| std::process::abort());
         Ok(begun)
     }
 
@@ -174,16 +195,18 @@ impl Purchases {
             let purchase = match self.load(id).await? {
                 Some(Loaded::Closed { outcome, told }) => {
                     if !told && driver.hears() {
-                        let mut conn = self.pool.acquire().await?;
-                        store::purchases::mark_told(&mut conn, id).await?;
+                        self.mark_told(id, true).await?;
+                        self.check_heard(id, driver).await;
                     }
                     return Ok(outcome);
                 }
                 Some(Loaded::Open { purchase, stale }) if purchase.resolving || !stale => purchase,
                 Some(Loaded::Open { .. }) => {
                     // written down before anything is cancelled: a young caller's answer must not close it as made now
-                    let mut conn = self.pool.acquire().await?;
-                    store::purchases::mark_resolving(&mut conn, id).await?;
+                    let mark = async |db: &mut PgConnection| {
+                        store::purchases::mark_resolving(db, id).await
+                    };
+                    self.pool.round(mark).await?;
                     continue;
                 }
                 None => return Err(Error::PurchaseGone),
@@ -203,9 +226,11 @@ impl Purchases {
     }
 
     async fn load(&self, id: Uuid) -> Result<Option<Loaded>, Error> {
-        let mut conn = self.pool.acquire().await?;
         let resolve_after = self.config.resolve_after;
-        Ok(store::purchases::load_purchase(&mut conn, id, resolve_after).await?)
+        let load = async |db: &mut PgConnection| {
+            store::purchases::load_purchase(db, id, resolve_after).await
+        };
+        Ok(self.pool.round(load).await?)
     }
 
     /// Asks LOMS how the purchase stands; an old one is cancelled if that is still possible.
@@ -248,18 +273,12 @@ impl Purchases {
         driver: &Driver,
     ) -> Result<bool, Error> {
         fail_point!("purchase-closing", |_| std::process::abort());
-        let mut tx = self.pool.begin().await?;
-        store::carts::lock_cart(&mut tx, purchase.user).await?;
-        if !store::purchases::close_purchase(&mut tx, purchase, outcome, driver.hears()).await? {
-            return Ok(false);
+        let write = async |db: &mut PgConnection| write_close(db, purchase, outcome, driver).await;
+        match self.pool.round(write).await? {
+            Closed::Not => return Ok(false),
+            Closed::Untold => {}
+            Closed::Told => self.check_heard(purchase.id, driver).await,
         }
-        match outcome {
-            Outcome::Made { .. } => {}
-            Outcome::Failed { .. } | Outcome::Cancelled { .. } | Outcome::Refused { .. } => {
-                store::carts::give_lines_back(&mut tx, purchase.cart_id, purchase.id).await?;
-            }
-        }
-        tx.commit().await?;
         METRICS.purchase_closed(outcome);
         if let Outcome::Refused { reason } = outcome {
             tracing::error!(purchase.id = %purchase.id, reason, "order refused by loms");
@@ -267,18 +286,55 @@ impl Purchases {
         Ok(true)
     }
 
+    async fn mark_told(&self, id: Uuid, told: bool) -> Result<(), Error> {
+        let mark = async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
+        Ok(self.pool.round(mark).await?)
+    }
+
+    /// A caller who went while it was written that he hears the outcome has not heard it: his next call is told.
+    async fn check_heard(&self, id: Uuid, driver: &Driver) {
+        if driver.hears() {
+            return;
+        }
+        if let Err(error) = self.mark_told(id, false).await {
+            tracing::warn!(purchase.id = %id, "outcome told to nobody");
+            error.log();
+        }
+    }
+
     /// A purchase that cannot even be put off is due again when its lease ends, so a failure here is only noted.
     async fn postpone(&self, purchase: &OpenPurchase) {
         let (first, most) = (self.config.first_backoff, self.config.most_backoff);
         let wait = purchase::backoff(purchase.attempts, first, most, rand::random());
-        let postponed = async {
-            let mut conn = self.pool.acquire().await?;
-            store::recovery::postpone(&mut conn, purchase.id, wait).await
-        };
-        if let Err(error) = postponed.await {
+        let postpone =
+            async |db: &mut PgConnection| store::recovery::postpone(db, purchase.id, wait).await;
+        if let Err(error) = self.pool.round(postpone).await {
             tracing::warn!(purchase.id = %purchase.id, error = %error, "purchase not postponed");
         }
     }
+}
+
+/// The transaction of [`Purchases::close`].
+async fn write_close(
+    db: &mut PgConnection,
+    purchase: &OpenPurchase,
+    outcome: &Outcome,
+    driver: &Driver,
+) -> sqlx::Result<Closed> {
+    let mut tx = db.begin().await?;
+    store::carts::lock_cart(&mut tx, purchase.user).await?;
+    let told = driver.hears();
+    if !store::purchases::close_purchase(&mut tx, purchase, outcome, told).await? {
+        return Ok(Closed::Not);
+    }
+    match outcome {
+        Outcome::Made { .. } => {}
+        Outcome::Failed { .. } | Outcome::Cancelled { .. } | Outcome::Refused { .. } => {
+            store::carts::give_lines_back(&mut tx, purchase.cart_id, purchase.id).await?;
+        }
+    }
+    tx.commit().await?;
+    Ok(if told { Closed::Told } else { Closed::Untold })
 }
 
 /// What the caller hears of an outcome.

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use sqlx::PgPool;
+use platform::pool::Pool;
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -24,14 +25,14 @@ const SWEEP_ROWS: i64 = 500;
 
 /// The worker.
 pub struct Recovery {
-    pool: PgPool,
+    pool: Pool,
     purchases: Purchases,
     config: PurchasesConfig,
 }
 
 impl Recovery {
     /// `pool` and the pool of `purchases` are the worker's own, so that callers cannot starve it.
-    pub fn new(pool: PgPool, purchases: Purchases, config: PurchasesConfig) -> Self {
+    pub fn new(pool: Pool, purchases: Purchases, config: PurchasesConfig) -> Self {
         Self {
             pool,
             purchases,
@@ -76,14 +77,16 @@ impl Recovery {
 
     /// Takes over what is due, as far as there is room beside the `running` ones.
     async fn claim(&self, running: usize) -> Result<Vec<Uuid>, Error> {
-        let mut conn = self.pool.acquire().await?;
-        METRICS.backlog(&store::recovery::measure_backlog(&mut conn).await?);
-        let room = usize::from(self.config.at_once.max(1)).saturating_sub(running);
-        if room == 0 {
-            return Ok(vec![]);
-        }
-        let limit = i64::try_from(room).unwrap_or(1);
-        Ok(store::recovery::claim_due(&mut conn, limit, self.config.resume_after).await?)
+        let work = async |db: &mut PgConnection| {
+            METRICS.backlog(&store::recovery::measure_backlog(db).await?);
+            let room = usize::from(self.config.at_once.max(1)).saturating_sub(running);
+            if room == 0 {
+                return Ok(vec![]);
+            }
+            let limit = i64::try_from(room).unwrap_or(1);
+            Ok(store::recovery::claim_due(db, limit, self.config.resume_after).await?)
+        };
+        self.pool.round(work).await
     }
 
     /// A trace of its own: the call that began the purchase has ended long ago.
@@ -99,10 +102,11 @@ impl Recovery {
     }
 
     async fn sweep(&self) -> Result<(), Error> {
-        let mut conn = self.pool.acquire().await?;
         loop {
-            let swept =
-                store::recovery::sweep_closed(&mut conn, self.config.keep, SWEEP_ROWS).await?;
+            let step = async |db: &mut PgConnection| {
+                store::recovery::sweep_closed(db, self.config.keep, SWEEP_ROWS).await
+            };
+            let swept = self.pool.round(step).await?;
             if swept < SWEEP_ROWS.unsigned_abs() {
                 return Ok(());
             }

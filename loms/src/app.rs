@@ -7,21 +7,24 @@ use platform::{
     error::StartError,
     grpc::Guard,
     http::rpc,
-    pg::{self, OwnConnection},
+    pg::OwnConnection,
+    pool::Pool,
     readiness::Readiness,
     server::{Doors, Server},
     tasks::Tasks,
 };
 use proto::loms::{loms_client::LomsClient, loms_server::LomsServer};
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::migrate::Migrator;
 use tonic::service::Routes;
 
 use crate::{
     config::Config,
     expiry,
     grpc::LomsService,
+    keys,
     outbox::{self, Broker, Relay},
     placement::Placements,
+    sampled_audit,
 };
 
 /// The schema `loms`.
@@ -33,7 +36,7 @@ const SERVICE: &str = "loms";
 pub struct App {
     config: Config,
     server: Server,
-    pool: PgPool,
+    pool: Pool,
     broker: Broker,
 }
 
@@ -41,8 +44,9 @@ impl App {
     /// # Errors
     /// A port in use, a certificate that is missing, a setting that cannot be, a database that does not answer.
     pub async fn bind(config: Config) -> Result<App, StartError> {
+        config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
-        let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let pool = Pool::new(&config.postgres, SERVICE, config.postgres.max_connections)?;
         let broker = Broker::new(&config.brokers, &config.kafka)?;
         Ok(App {
             config,
@@ -86,6 +90,7 @@ impl App {
             relay.clone(),
             &tasks,
         );
+        keys::start(own("loms-keys")?, bound, config.keys.clone(), &tasks);
         outbox::start(
             own("loms-relay")?,
             bound,
@@ -95,8 +100,12 @@ impl App {
             &tasks,
         );
 
+        sampled_audit::start(pool.clone(), config.audit.clone(), &tasks);
+
         let service = LomsService {
             pool: pool.clone(),
+            admin: config.admin.clone(),
+            max_lines: config.orders.max_lines,
             placements,
             relay,
             tasks: tasks.clone(),
@@ -110,13 +119,14 @@ impl App {
             name: "loms.Loms",
             descriptors: proto::DESCRIPTORS,
             http: routes(LomsClient::new(guarded)),
+            openapi: proto::openapi::LOMS,
         };
         let readiness = Readiness::new(pool.clone(), &MIGRATOR).note("kafka", move || {
             let broker = broker.clone();
             async move { broker.state().await }
         });
         let ended = server.run(doors, readiness, tasks, shutdown).await;
-        pg::close(&pool).await;
+        pool.close();
         ended
     }
 }

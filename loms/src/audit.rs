@@ -4,6 +4,7 @@ use std::fmt;
 
 use anyhow::Context as _;
 use platform::pg;
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{config::Config, store::audit as store};
 
@@ -36,8 +37,12 @@ impl fmt::Display for Report {
 /// # Errors
 /// The database is away.
 pub async fn audit(config: &Config) -> anyhow::Result<Report> {
-    let pool = pg::pool(&config.postgres, "loms-audit", 1)?;
-    let mut tx = pool
+    let mut db = pg::connect_as(&config.postgres, "loms-audit").await?;
+    recount(&mut db).await
+}
+
+async fn recount(db: &mut PgConnection) -> anyhow::Result<Report> {
+    let mut tx = db
         .begin_with(store::BEGIN_SNAPSHOT)
         .await
         .context("beginning the snapshot")?;

@@ -11,7 +11,10 @@ use crate::{
     allocation::{Allocation, Shortage},
     error::Error,
     order::{Event, Lines, OrderId, Sku, Status, UserId},
-    store::placement::{self as store, DecidedOrder, KeyClaim},
+    store::{
+        keys::{self, KeyClaim},
+        placement::{self as store, DecidedOrder},
+    },
 };
 
 /// An order that somebody wants.
@@ -43,14 +46,17 @@ pub(crate) struct Placed {
 /// Whether this transaction made the order, and the answer to its caller.
 pub(crate) type Answer = (bool, Result<Placed, Error>);
 
-/// Places `orders`, and answers in their order. The caller owns the transaction and commits it.
+/// Places `orders`, and answers in their order. The caller owns the transaction and commits it. `None`: a key was swept
+/// while it was claimed, the transaction must be rolled back and may be tried again.
 pub(crate) async fn place_batch(
     db: &mut PgConnection,
     orders: &[NewOrder],
     payment_timeout: Duration,
-) -> sqlx::Result<Vec<Answer>> {
+) -> sqlx::Result<Option<Vec<Answer>>> {
     let ids = store::draw_order_ids(db, orders.len()).await?;
-    let owners = claim_keys(db, orders, &ids).await?;
+    let Some(owners) = claim_keys(db, orders, &ids).await? else {
+        return Ok(None);
+    };
     let made = make_orders(db, orders, &ids, &owners, payment_timeout).await?;
 
     let earlier: Vec<OrderId> = owners
@@ -66,7 +72,7 @@ pub(crate) async fn place_batch(
             store::read_shortages(db, &earlier).await?,
         )
     };
-    Ok(owners
+    let answers = owners
         .into_iter()
         .zip(&ids)
         .map(|(owner, id)| match owner {
@@ -89,7 +95,8 @@ pub(crate) async fn place_batch(
                 }
             },
         })
-        .collect())
+        .collect();
+    Ok(Some(answers))
 }
 
 /// Which order answers a request.
@@ -109,15 +116,14 @@ impl Owner {
     }
 }
 
-/// How often a key may be swept between the claim and the look at its owner; once is already unlikely.
-const CLAIM_ROUNDS: usize = 3;
-
-/// Claims the keys of a batch. Equal keys are folded: the first order of a batch owns, the others answer from it.
+/// Claims the keys of a batch. Equal keys are folded: the first order of a batch owns, the others answer from it. `None`:
+/// a key was taken when it was claimed, and swept when its owner was looked up. To claim it again in this transaction
+/// would be out of order, and deadlock with a batch that has it meanwhile and wants one that was won here.
 async fn claim_keys(
     db: &mut PgConnection,
     orders: &[NewOrder],
     ids: &[OrderId],
-) -> sqlx::Result<Vec<Owner>> {
+) -> sqlx::Result<Option<Vec<Owner>>> {
     let mut firsts: HashMap<(UserId, &str), usize> = HashMap::new();
     for (index, order) in orders.iter().enumerate() {
         if let Some(key) = &order.key {
@@ -126,53 +132,44 @@ async fn claim_keys(
                 .or_insert(index);
         }
     }
-    let mut known: HashMap<(UserId, String), (OrderId, Vec<u8>)> = HashMap::new();
-    for _ in 0..CLAIM_ROUNDS {
-        let open: Vec<(UserId, &str, usize)> = firsts
-            .iter()
-            .filter(|((user, key), _)| !known.contains_key(&(*user, (*key).to_owned())))
-            .map(|((user, key), index)| (*user, *key, *index))
-            .collect();
-        if open.is_empty() {
-            break;
-        }
-        claim_open_keys(db, orders, ids, &open, &mut known).await?;
-    }
-    orders
+    let known = claim_first_keys(db, orders, ids, &firsts).await?;
+    let owners = orders
         .iter()
         .zip(ids)
         .map(|(order, id)| {
             let Some(key) = &order.key else {
-                return Ok(Owner::Order(*id));
+                return Some(Owner::Order(*id));
             };
-            let (owner, hash) = known
-                .get(&(order.user, key.key.clone()))
-                .ok_or_else(|| sqlx::Error::Protocol("a key was neither free nor taken".into()))?;
-            Ok(if hash == &key.body_hash {
+            let (owner, hash) = known.get(&(order.user, key.key.clone()))?;
+            Some(if hash == &key.body_hash {
                 Owner::Order(*owner)
             } else {
                 Owner::Reused
             })
         })
-        .collect()
+        .collect();
+    Ok(owners)
 }
 
-async fn claim_open_keys(
+/// Whose the keys are, and what they stand for; without those that have been swept just now.
+async fn claim_first_keys(
     db: &mut PgConnection,
     orders: &[NewOrder],
     ids: &[OrderId],
-    open: &[(UserId, &str, usize)],
-    known: &mut HashMap<(UserId, String), (OrderId, Vec<u8>)>,
-) -> sqlx::Result<()> {
+    firsts: &HashMap<(UserId, &str), usize>,
+) -> sqlx::Result<HashMap<(UserId, String), (OrderId, Vec<u8>)>> {
+    if firsts.is_empty() {
+        return Ok(HashMap::new());
+    }
     let hash = |index: usize| {
         orders[index]
             .key
             .as_ref()
             .map_or(&[][..], |key| &key.body_hash)
     };
-    let claims: Vec<_> = open
+    let claims: Vec<_> = firsts
         .iter()
-        .map(|&(user, key, index)| KeyClaim {
+        .map(|(&(user, key), &index)| KeyClaim {
             user,
             key,
             body_hash: hash(index),
@@ -180,9 +177,9 @@ async fn claim_open_keys(
         })
         .collect();
     let won: BTreeSet<(UserId, String)> =
-        store::claim_keys(db, &claims).await?.into_iter().collect();
-    let mut lost = Vec::new();
-    for &(user, key, index) in open {
+        keys::claim_keys(db, &claims).await?.into_iter().collect();
+    let (mut known, mut lost) = (HashMap::new(), Vec::new());
+    for (&(user, key), &index) in firsts {
         let name = (user, key.to_owned());
         if won.contains(&name) {
             known.insert(name, (ids[index], hash(index).to_vec()));
@@ -191,14 +188,14 @@ async fn claim_open_keys(
         }
     }
     if !lost.is_empty() {
-        let owners = store::read_key_owners(db, &lost).await?;
+        let owners = keys::read_key_owners(db, &lost).await?;
         known.extend(
             owners
                 .into_iter()
                 .map(|(name, owner)| (name, (owner.order, owner.body_hash))),
         );
     }
-    Ok(())
+    Ok(known)
 }
 
 /// Decides and writes the orders that own themselves.

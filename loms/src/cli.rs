@@ -1,6 +1,6 @@
 //! `loms serve|migrate|stock receive|audit`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use loms::{App, Config, MIGRATOR};
@@ -70,11 +70,13 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: Config, args: ServeArgs) -> anyhow::Result<()> {
-    let telemetry = telemetry::init("loms", &config.log, &config.jaeger)?;
+    #[cfg(feature = "failpoints")]
+    let _crash_points = fail::FailScenario::setup();
+    let telemetry = telemetry::init("loms", &config.log, &config.jaeger, &config.graylog)?;
     let shutdown = process::shutdown_signal(args.stop_on_stdin_close)?;
     let app = App::bind(config).await?;
     process::announce("loms", app.grpc_addr(), app.http_addr());
     let ended = app.run(shutdown).await;
-    telemetry.shutdown(Duration::from_secs(2)).await;
+    telemetry.shutdown().await;
     ended
 }

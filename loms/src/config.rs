@@ -6,9 +6,10 @@ use std::{
 };
 
 use platform::config::{
-    Common, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig, PostgresConfig,
-    TlsConfig, defaults,
+    Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig,
+    PostgresConfig, TlsConfig, defaults,
 };
+use platform::error::StartError;
 use serde::Deserialize;
 
 /// What `config.yaml` may say.
@@ -29,9 +30,17 @@ pub struct Config {
     #[serde(default)]
     pub orders: OrdersConfig,
     #[serde(default)]
+    pub keys: KeysConfig,
+    #[serde(default)]
     pub outbox: OutboxConfig,
     #[serde(default)]
+    pub audit: AuditConfig,
+    #[serde(default)]
+    pub admin: AdminConfig,
+    #[serde(default)]
     pub jaeger: JaegerConfig,
+    #[serde(default)]
+    pub graylog: GraylogConfig,
     #[serde(default)]
     pub log: LogConfig,
     #[serde(default)]
@@ -49,6 +58,8 @@ pub struct OrdersConfig {
     pub payment_timeout: Duration,
     /// Orders that may wait for the placer; one more is RESOURCE_EXHAUSTED.
     pub queue: usize,
+    /// Lines that an order may have, equal SKUs not yet summed: each costs time before anything is decided.
+    pub max_lines: usize,
     /// Orders placed by one transaction: more gain little and hold the locks longer.
     pub batch_orders: usize,
     /// Lines placed by one transaction: real orders have up to several hundred.
@@ -62,9 +73,34 @@ impl Default for OrdersConfig {
         OrdersConfig {
             payment_timeout: Duration::from_secs(600),
             queue: 1024,
+            max_lines: 10_000,
             batch_orders: 64,
             batch_lines: 5_000,
             expiry_batch: 200,
+        }
+    }
+}
+
+/// How long idempotency keys are kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// How long a key gives the same order again: the contract's seven days.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// How often old keys are swept: they are kept for days, so a minute is soon.
+    #[serde(with = "humantime_serde")]
+    pub sweep_every: Duration,
+    /// Keys that one sweep deletes: milliseconds of work, and whoever claims one of them waits for it.
+    pub sweep_batch: i64,
+}
+
+impl Default for KeysConfig {
+    fn default() -> Self {
+        KeysConfig {
+            keep: Duration::from_secs(7 * 24 * 60 * 60),
+            sweep_every: Duration::from_secs(60),
+            sweep_batch: 1_000,
         }
     }
 }
@@ -93,6 +129,34 @@ impl Default for OutboxConfig {
     }
 }
 
+/// The audit that runs beside the orders, over a sample.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// How often; 0 turns it off.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// SKUs, and as many orders, of one sample: some milliseconds of work.
+    pub sample: usize,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        AuditConfig {
+            every: Duration::from_secs(300),
+            sample: 20,
+        }
+    }
+}
+
+/// Who may do what only the shop itself may do: ReceiveStock.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Callers without a client certificate too (see `tls.client_auth`): where something else keeps strangers out.
+    pub allow_unauthenticated: bool,
+}
+
 fn grpc() -> GrpcConfig {
     GrpcConfig {
         listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 50052)),
@@ -106,6 +170,34 @@ fn http() -> HttpConfig {
 }
 
 impl Config {
+    /// What would start and then do nothing.
+    ///
+    /// # Errors
+    /// The first key that cannot be as it is.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let least = [
+            ("orders.max_lines", self.orders.max_lines > 0),
+            ("orders.expiry_batch", self.orders.expiry_batch > 0),
+            ("keys.sweep_batch", self.keys.sweep_batch > 0),
+            ("outbox.batch", self.outbox.batch > 0),
+            (
+                "outbox.broker_timeout",
+                !self.outbox.broker_timeout.is_zero(),
+            ),
+            (
+                "orders.payment_timeout",
+                !self.orders.payment_timeout.is_zero(),
+            ),
+        ];
+        match least.into_iter().find(|(_, fine)| !fine) {
+            Some((key, _)) => Err(StartError::new(
+                format!("{key} is 0 or less"),
+                "nothing would be done: write more",
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn common(&self) -> Common {
         Common {
             grpc: self.grpc.clone(),
@@ -115,5 +207,26 @@ impl Config {
             limits: self.limits.clone(),
             shutdown_grace: self.shutdown_grace,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt::Debug, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let example: Config =
+            platform::config::load(Some(Path::new("config.example.yaml"))).unwrap();
+        let shown = |value: &dyn Debug| format!("{value:?}");
+        assert_eq!(shown(&example.orders), shown(&OrdersConfig::default()));
+        assert_eq!(shown(&example.keys), shown(&KeysConfig::default()));
+        assert_eq!(shown(&example.audit), shown(&AuditConfig::default()));
+        assert_eq!(shown(&example.outbox), shown(&OutboxConfig::default()));
+        assert_eq!(shown(&example.kafka), shown(&KafkaConfig::default()));
+        assert_eq!(shown(&example.limits), shown(&Limits::default()));
+        assert_eq!(example.shutdown_grace, defaults::shutdown_grace());
     }
 }

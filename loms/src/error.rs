@@ -27,6 +27,8 @@ pub(crate) enum Error {
     KeyReused,
     #[error("the delivery id was used for another delivery")]
     DeliveryReused,
+    #[error("only a caller with a client certificate may do this")]
+    Stranger,
     #[error("too many orders wait to be placed, try again later")]
     Busy,
     #[error("the deadline passed before the order was placed")]
@@ -54,6 +56,7 @@ impl Error {
     pub(crate) fn code(&self) -> Code {
         match self {
             Error::Invalid(_) | Error::KeyReused | Error::DeliveryReused => Code::InvalidArgument,
+            Error::Stranger => Code::Unauthenticated,
             Error::OrderUnknown(_) => Code::NotFound,
             Error::Illegal { .. } | Error::PaymentLate(_) => Code::FailedPrecondition,
             Error::Busy => Code::ResourceExhausted,
@@ -99,6 +102,7 @@ impl Error {
                 metadata: Vec::new(),
             },
             Error::Invalid(_)
+            | Error::Stranger
             | Error::OrderUnknown(_)
             | Error::Late
             | Error::Away

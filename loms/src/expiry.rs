@@ -2,21 +2,25 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks};
+use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks, telemetry};
 use prometheus::{Histogram, HistogramOpts};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
+use tracing::Instrument as _;
 
 use crate::{
+    crash::CrashPoint,
     order::{Event, OrderId, Status},
     orders::{count_transition, settle},
     outbox::Relay,
-    store::orders as store,
+    store::{orders as store, waited_for_a_row},
 };
 
 /// The longest sleep: a deadline that another replica has just written is noticed this late at most.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
 /// The shortest sleep after a sweep that found nothing: rows that somebody else has locked look due until he commits.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(50);
+/// The longest wait for a row of stock: far more than a batch holds it, and the rows that the sweep has by then are missed.
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
 /// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
 pub(crate) fn start(
@@ -26,6 +30,7 @@ pub(crate) fn start(
     relay: Relay,
     tasks: &Tasks,
 ) {
+    LazyLock::force(&LATENESS);
     let stopping = tasks.stopping();
     tasks.worker("expiry", async move {
         loop {
@@ -61,31 +66,75 @@ async fn step(
 
 /// Cancels one batch of due orders; returns how many.
 async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> sqlx::Result<usize> {
-    let mut tx = db.begin().await?;
-    let due = store::lock_due_orders(&mut tx, batch).await?;
+    let due = match cancel_oldest(db, batch).await {
+        Err(error) if waited_for_a_row(&error) => cancel_free(db, batch).await?,
+        done => done?,
+    };
     if due.is_empty() {
-        tx.rollback().await?;
         return Ok(0);
     }
-    let orders: Vec<OrderId> = due.iter().map(|(order, _)| *order).collect();
-    settle(&mut tx, &orders, Event::Expire, None).await?;
-    tx.commit().await?;
+    CrashPoint::OrderExpired.pass();
     relay.wake();
-    count_transition(Status::Cancelled, orders.len() as u64);
+    count_transition(Status::Cancelled, due.len() as u64);
     for (_, late) in &due {
         LATENESS.observe(late.max(0.0));
     }
-    tracing::info!(orders = orders.len(), "unpaid orders cancelled");
-    Ok(orders.len())
+    tracing::info!(orders = due.len(), "unpaid orders cancelled");
+    Ok(due.len())
+}
+
+/// An order, and by how many seconds it is late.
+type Due = Vec<(OrderId, f64)>;
+
+async fn cancel_oldest(db: &mut PgConnection, batch: i64) -> sqlx::Result<Due> {
+    let mut tx = db.begin().await?;
+    store::wait_at_most(&mut tx, LONGEST_WAIT).await?;
+    let due = store::lock_due_orders(&mut tx, batch).await?;
+    cancel(tx, due).await
+}
+
+/// Cancels orders whose stock nobody else has locked: whoever sits on a row keeps only those waiting that need it. Here the
+/// stock is locked before the orders; SKIP LOCKED never waits, so that no order of locks is broken.
+async fn cancel_free(db: &mut PgConnection, batch: i64) -> sqlx::Result<Due> {
+    let mut tx = db.begin().await?;
+    let free = store::lock_free_stock_of_due_orders(&mut tx).await?;
+    let due = store::lock_due_orders_on(&mut tx, &free, batch).await?;
+    cancel(tx, due).await
+}
+
+async fn cancel(mut tx: Transaction<'_, Postgres>, due: Due) -> sqlx::Result<Due> {
+    if due.is_empty() {
+        tx.rollback().await?;
+        return Ok(due);
+    }
+    let span = tracing::info_span!("expiry.cancel", batch.size = due.len());
+    let orders: Vec<OrderId> = due.iter().map(|(order, _)| *order).collect();
+    let cancelled = async {
+        // nobody called: the trace of these events begins here
+        let traceparent = telemetry::traceparent();
+        settle(&mut tx, &orders, Event::Expire, traceparent.as_deref()).await?;
+        CrashPoint::OrderExpiring.pass();
+        tx.commit().await
+    };
+    cancelled.instrument(span).await?;
+    Ok(due)
 }
 
 async fn until_next_deadline(db: &mut PgConnection) -> sqlx::Result<Duration> {
     let seconds = store::seconds_to_next_deadline(db).await?;
-    let jitter = SHORTEST_SLEEP.mul_f64(rand::random::<f64>());
-    let until = seconds.map_or(LONGEST_SLEEP, |seconds| {
-        Duration::try_from_secs_f64(seconds).unwrap_or_default()
+    Ok(sleep_before(seconds, rand::random()))
+}
+
+/// Until the next deadline, if any, within the bounds; `chance`, 0 to 1, keeps replicas from looking at the same moments.
+fn sleep_before(deadline_in_seconds: Option<f64>, chance: f64) -> Duration {
+    let until = deadline_in_seconds.map_or(LONGEST_SLEEP, |seconds| {
+        Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST_SLEEP.as_secs_f64()))
+            .unwrap_or_default()
     });
-    Ok(until.clamp(SHORTEST_SLEEP + jitter, LONGEST_SLEEP))
+    until.clamp(
+        SHORTEST_SLEEP + SHORTEST_SLEEP.mul_f64(chance),
+        LONGEST_SLEEP,
+    )
 }
 
 static LATENESS: LazyLock<Histogram> = LazyLock::new(|| {
@@ -97,3 +146,20 @@ static LATENESS: LazyLock<Histogram> = LazyLock::new(|| {
         0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0,
     ])))
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_sleeps_until_the_next_deadline_and_within_its_bounds() {
+        let sleep = |seconds, chance| sleep_before(seconds, chance).as_millis();
+        assert_eq!(sleep(None, 0.5), 500);
+        assert_eq!(sleep(Some(0.2), 0.5), 200);
+        assert_eq!(sleep(Some(600.0), 0.5), 500);
+        assert_eq!(sleep(Some(1e300), 0.5), 500);
+        // passed, and still there: somebody has it locked
+        assert_eq!(sleep(Some(-3.0), 0.0), 50);
+        assert_eq!(sleep(Some(0.01), 1.0), 100);
+    }
+}

@@ -1,16 +1,22 @@
 //! The gRPC service: parse, one use case, reply.
 
 use pbjson_types::{Empty, Timestamp};
-use platform::{error::Fields, grpc::Deadline, tasks::Tasks, telemetry};
+use platform::{
+    error::Fields,
+    grpc::{Deadline, is_authenticated},
+    pool::Pool,
+    tasks::Tasks,
+    telemetry,
+};
 use proto::loms as pb;
 use sha2::{Digest as _, Sha256};
-use sqlx::PgPool;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status as GrpcStatus};
 
 use crate::{
     allocation::Shortage,
     batch::{IdempotencyKey, NewOrder},
+    config::AdminConfig,
     delivery::{self, Delivery},
     error::Error,
     order::{Lines, OrderId, Sku, UserId},
@@ -24,7 +30,10 @@ use crate::{
 /// Handles for the use cases; clones share them.
 #[derive(Clone)]
 pub(crate) struct LomsService {
-    pub(crate) pool: PgPool,
+    pub(crate) pool: Pool,
+    pub(crate) admin: AdminConfig,
+    /// Lines that an order may have before they are summed.
+    pub(crate) max_lines: usize,
     pub(crate) placements: Placements,
     pub(crate) relay: Relay,
     pub(crate) tasks: Tasks,
@@ -39,7 +48,7 @@ impl pb::loms_server::Loms for LomsService {
         request: Request<pb::CreateOrderRequest>,
     ) -> Reply<pb::CreateOrderResponse> {
         let deadline = Deadline::of(&request);
-        let order = NewOrder::try_from(request.into_inner())?;
+        let order = new_order(request.into_inner(), self.max_lines)?;
         tracing::Span::current().record("user.id", order.user.get());
         let placed = self.placements.place(order, deadline).await?;
         tracing::Span::current().record("order.id", placed.order.0);
@@ -110,6 +119,9 @@ impl pb::loms_server::Loms for LomsService {
         &self,
         request: Request<pb::ReceiveStockRequest>,
     ) -> Reply<pb::ReceiveStockResponse> {
+        if !self.admin.allow_unauthenticated && !is_authenticated(&request) {
+            return Err(Error::Stranger.into());
+        }
         let delivery = Delivery::try_from(request.into_inner())?;
         let pool = self.pool.clone();
         let work = async move { stock::receive(&pool, &delivery).await };
@@ -128,42 +140,42 @@ fn order_id(id: i64) -> OrderId {
     OrderId(id)
 }
 
-impl TryFrom<pb::CreateOrderRequest> for NewOrder {
-    type Error = Error;
-
-    fn try_from(request: pb::CreateOrderRequest) -> Result<NewOrder, Error> {
-        let mut fields = Fields::new();
-        let user = UserId::new(request.user);
-        fields.check(user.is_some(), "user", "must be above 0");
-        let items: Vec<_> = request
-            .items
-            .iter()
-            .map(|item| (item.sku, item.count))
-            .collect();
-        let lines = Lines::parse(&items, &mut fields);
-        let key = Some(request.idempotency_key).filter(|key| !key.is_empty());
-        let fine = key.as_deref().is_none_or(delivery::is_key);
-        fields.check(
-            fine,
-            "idempotency_key",
-            "must be 1 to 128 printable ASCII characters",
-        );
-        match (fields.finish(), user, lines) {
-            (Ok(()), Some(user), Some(lines)) => {
-                let key = key.map(|key| IdempotencyKey {
-                    key,
-                    body_hash: body_hash(user, &lines),
-                });
-                Ok(NewOrder {
-                    user,
-                    lines,
-                    key,
-                    traceparent: telemetry::traceparent(),
-                })
-            }
-            (Err(violations), ..) => Err(Error::Invalid(violations)),
-            (Ok(()), ..) => Err(Error::Broken),
+fn new_order(request: pb::CreateOrderRequest, max_lines: usize) -> Result<NewOrder, Error> {
+    let mut fields = Fields::new();
+    let user = UserId::new(request.user);
+    fields.check(user.is_some(), "user", "must be above 0");
+    let count = request.items.len();
+    let lines = if count > max_lines {
+        // not looked at one by one: that is what the limit is for
+        let text = format!("has {count} lines, at most {max_lines} are allowed");
+        fields.push("items", text);
+        None
+    } else {
+        let items = request.items.iter().map(|item| (item.sku, item.count));
+        Lines::parse(&items.collect::<Vec<_>>(), &mut fields)
+    };
+    let key = Some(request.idempotency_key).filter(|key| !key.is_empty());
+    let fine = key.as_deref().is_none_or(delivery::is_key);
+    fields.check(
+        fine,
+        "idempotency_key",
+        "must be 1 to 128 printable ASCII characters",
+    );
+    match (fields.finish(), user, lines) {
+        (Ok(()), Some(user), Some(lines)) => {
+            let key = key.map(|key| IdempotencyKey {
+                key,
+                body_hash: body_hash(user, &lines),
+            });
+            Ok(NewOrder {
+                user,
+                lines,
+                key,
+                traceparent: telemetry::traceparent(),
+            })
         }
+        (Err(violations), ..) => Err(Error::Invalid(violations)),
+        (Ok(()), ..) => Err(Error::Broken),
     }
 }
 
@@ -211,6 +223,7 @@ impl From<OrderRow> for pb::ListOrderResponse {
         });
         let history = order.history.into_iter().map(|change| pb::StatusChange {
             sequence: change.sequence.cast_unsigned(),
+            from_status: change.from,
             status: change.status,
             actor: change.actor,
             at: Some(timestamp(change.at)),
@@ -219,6 +232,7 @@ impl From<OrderRow> for pb::ListOrderResponse {
             status: order.status.to_string(),
             user: order.user,
             items: items.collect(),
+            created_at: Some(timestamp(order.created_at)),
             payment_deadline: order.payment_deadline.map(timestamp),
             history: history.collect(),
         }

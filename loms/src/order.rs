@@ -171,6 +171,14 @@ pub(crate) enum Event {
 pub(crate) struct Illegal;
 
 impl Status {
+    pub(crate) const ALL: [Status; 5] = [
+        Status::New,
+        Status::AwaitingPayment,
+        Status::Failed,
+        Status::Payed,
+        Status::Cancelled,
+    ];
+
     /// The status after `event`. Paying or cancelling again is no change, so that callers may retry.
     pub(crate) fn apply(self, event: Event) -> Result<Status, Illegal> {
         match (self, event) {

@@ -2,11 +2,12 @@
 
 use std::sync::LazyLock;
 
-use platform::grpc::registered;
+use platform::{grpc::registered, pool::Pool};
 use prometheus::{IntCounterVec, Opts};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{
+    crash::CrashPoint,
     error::Error,
     order::{Actor, Event, OrderId, Status},
     outbox::Relay,
@@ -14,16 +15,14 @@ use crate::{
 };
 
 /// The order as it is now.
-pub(crate) async fn list(pool: &PgPool, order: OrderId) -> Result<OrderRow, Error> {
-    let mut db = pool.acquire().await?;
-    store::read_order(&mut db, order)
-        .await?
-        .ok_or(Error::OrderUnknown(order))
+pub(crate) async fn list(pool: &Pool, order: OrderId) -> Result<OrderRow, Error> {
+    let read = async |db: &mut PgConnection| store::read_order(db, order).await;
+    pool.round(read).await?.ok_or(Error::OrderUnknown(order))
 }
 
 /// Payment has arrived: the reservation is written off. Again is no change.
 pub(crate) async fn pay(
-    pool: &PgPool,
+    pool: &Pool,
     relay: &Relay,
     order: OrderId,
     traceparent: Option<&str>,
@@ -33,7 +32,7 @@ pub(crate) async fn pay(
 
 /// The user does not want it any more: the units are back on sale. Again is no change.
 pub(crate) async fn cancel(
-    pool: &PgPool,
+    pool: &Pool,
     relay: &Relay,
     order: OrderId,
     traceparent: Option<&str>,
@@ -42,13 +41,28 @@ pub(crate) async fn cancel(
 }
 
 async fn change(
-    pool: &PgPool,
+    pool: &Pool,
     relay: &Relay,
     order: OrderId,
     event: Event,
     traceparent: Option<&str>,
 ) -> Result<(), Error> {
-    let mut tx = pool.begin().await?;
+    let write = async |db: &mut PgConnection| write_change(db, order, event, traceparent).await;
+    if let Some(to) = pool.round(write).await? {
+        count_transition(to, 1);
+        relay.wake();
+    }
+    Ok(())
+}
+
+/// The transaction of [`change`]. `None`: the order was there already, nothing is written.
+async fn write_change(
+    db: &mut PgConnection,
+    order: OrderId,
+    event: Event,
+    traceparent: Option<&str>,
+) -> Result<Option<Status>, Error> {
+    let mut tx = db.begin().await?;
     let status = store::lock_order(&mut tx, order)
         .await?
         .ok_or(Error::OrderUnknown(order))?;
@@ -58,15 +72,15 @@ async fn change(
         event,
     })?;
     if to == status {
-        return Ok(());
+        return Ok(None);
     }
     settle(&mut tx, &[order], event, traceparent)
         .await?
         .ok_or(Error::PaymentLate(order))?;
+    CrashPoint::OrderSettling.pass();
     tx.commit().await?;
-    count_transition(to, 1);
-    relay.wake();
-    Ok(())
+    CrashPoint::OrderSettled.pass();
+    Ok(Some(to))
 }
 
 /// Ends the wait for payment of orders that the transaction has locked and seen awaiting: stock, status, history and
@@ -111,6 +125,11 @@ fn lost_rows(what: &str, wanted: usize, found: u64) -> sqlx::Error {
     sqlx::Error::Protocol(format!("{wanted} {what} are locked and {found} changed"))
 }
 
+/// Shows what is counted before there is anything to count.
+pub(crate) fn show_metrics() {
+    LazyLock::force(&TRANSITIONS);
+}
+
 /// Counts orders by the status they came to; a counter of transitions never scans the table.
 pub(crate) fn count_transition(to: Status, orders: u64) {
     TRANSITIONS.with_label_values(&[to.as_str()]).inc_by(orders);
@@ -118,5 +137,10 @@ pub(crate) fn count_transition(to: Status, orders: u64) {
 
 static TRANSITIONS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let opts = Opts::new("loms_orders_total", "Orders that came to a status.");
-    registered(IntCounterVec::new(opts, &["status"]))
+    let transitions = registered(IntCounterVec::new(opts, &["status"]));
+    // a counter that is not there cannot be seen to begin
+    for status in Status::ALL {
+        transitions.with_label_values(&[status.as_str()]);
+    }
+    transitions
 });

@@ -11,20 +11,21 @@ use std::{
 use futures::FutureExt as _;
 use platform::{
     config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::OwnConnection,
-    tasks::Tasks,
+    tasks::Tasks, telemetry,
 };
 use prometheus::{Gauge, IntCounter, IntGauge};
 use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
     util::Timeout,
 };
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     config::OutboxConfig,
+    crash::CrashPoint,
     event,
     store::outbox::{self as store, OutboxRow},
 };
@@ -111,13 +112,13 @@ pub(crate) fn start(
     relay: Relay,
     tasks: &Tasks,
 ) {
+    LazyLock::force(&SENT);
+    LazyLock::force(&BACKLOG);
     let stopping = tasks.stopping();
     let bound = bound + config.broker_timeout + LAST_WAIT;
     tasks.worker("relay", async move {
         loop {
-            let sent = step(&mut db, bound, &broker, &config, &stopping)
-                .instrument(tracing::info_span!("outbox.forward"))
-                .await;
+            let sent = step(&mut db, bound, &broker, &config, &stopping).await;
             let pause = match sent {
                 Ok(sent) if sent > 0 && !stopping.is_cancelled() => continue,
                 Ok(_) => config.poll_interval,
@@ -172,13 +173,30 @@ async fn forward(
         tx.rollback().await?;
         return Ok(0);
     }
-    let (sent, failure) = send(broker, &rows, give_up(config.broker_timeout, stopping)).await;
+    // a span only for what is sent: an idle relay looks twice a second
+    let span = tracing::info_span!("outbox.forward", batch.size = rows.len());
+    carry(tx, broker, &rows, give_up(config.broker_timeout, stopping))
+        .instrument(span)
+        .await
+}
+
+async fn carry(
+    mut tx: Transaction<'_, Postgres>,
+    broker: &Broker,
+    rows: &[OutboxRow],
+    give_up: impl Future<Output = ()>,
+) -> anyhow::Result<u64> {
+    CrashPoint::EventsProducing.pass();
+    let (sent, failure) = send(broker, rows, give_up).await;
     let deleted = if sent.is_empty() {
         0
     } else {
+        CrashPoint::EventsAcknowledged.pass();
         store::delete_sent(&mut tx, &sent).await?
     };
+    CrashPoint::EventsDeleting.pass();
     tx.commit().await?;
+    CrashPoint::EventsDeleted.pass();
     SENT.inc_by(deleted);
     match failure {
         Some(cause) if deleted == 0 => Err(anyhow::anyhow!(cause)),
@@ -207,7 +225,7 @@ async fn send(
     let producer = broker.producer();
     let mut give_up = pin!(give_up.fuse());
     let mut failure = None;
-    let mut reports: Vec<Option<DeliveryFuture>> = Vec::with_capacity(rows.len());
+    let mut reports: Vec<Option<(DeliveryFuture, Span)>> = Vec::with_capacity(rows.len());
     for row in rows {
         let queued = if failure.is_some() {
             None
@@ -216,11 +234,18 @@ async fn send(
         };
         reports.push(queued);
     }
+    CrashPoint::EventsProduced.pass();
     let mut arrived = Vec::with_capacity(rows.len());
     for report in reports {
         arrived.push(match report {
             None => false,
-            Some(report) => acknowledged(&producer, report, give_up.as_mut(), &mut failure).await,
+            Some((report, span)) => {
+                let arrived = acknowledged(&producer, report, give_up.as_mut(), &mut failure).await;
+                if !arrived {
+                    span.record("otel.status_code", "ERROR");
+                }
+                arrived
+            }
         });
     }
     if failure.is_some() {
@@ -243,20 +268,31 @@ fn enqueue(
     topic: &str,
     row: &OutboxRow,
     failure: &mut Option<String>,
-) -> Option<DeliveryFuture> {
+) -> Option<(DeliveryFuture, Span)> {
     let (key, payload) = (row.order.0.to_string(), event::payload(row));
-    let headers = kafka::headers(row.traceparent.as_deref());
+    let span = sending(topic, row);
+    let headers = kafka::headers(span.in_scope(telemetry::traceparent).as_deref());
     let record = FutureRecord::to(topic)
         .key(&key)
         .payload(&payload)
         .headers(headers);
     match producer.send_result(record) {
-        Ok(report) => Some(report),
+        Ok(report) => Some((report, span)),
         Err((error, _)) => {
             *failure = Some(format!("queueing an event: {error}"));
             None
         }
     }
+}
+
+/// The span of one event on its way, part of the trace of whatever caused it; the consumer's links to it.
+fn sending(topic: &str, row: &OutboxRow) -> Span {
+    let span = tracing::info_span!(parent: None, "outbox.send", otel.name = format!("{topic} send"), otel.kind = "producer",
+        otel.status_code = Empty, order.id = row.order.0, user.id = row.user, event.sequence = row.sequence);
+    if let Some(traceparent) = &row.traceparent {
+        telemetry::set_parent(&span, traceparent);
+    }
+    span
 }
 
 /// Waits for one report. The first failure, or the bound, purges what the producer still holds: every other report then

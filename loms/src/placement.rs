@@ -2,13 +2,14 @@
 //! many at a time: handlers queue, one placer takes what is waiting and writes it in one transaction. It never waits for
 //! more: an idle system answers one order as fast as it can.
 
-use std::{panic::AssertUnwindSafe, sync::LazyLock, time::Duration};
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::LazyLock, time::Duration};
 
 use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
     pg::{self, Failure, OwnConnection},
     tasks::Tasks,
+    telemetry,
 };
 use prometheus::{Histogram, HistogramOpts, IntGauge};
 use sqlx::{Connection as _, PgConnection};
@@ -16,20 +17,40 @@ use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
 };
+use tracing::{Instrument as _, Span};
 
 use crate::{
-    batch::{NewOrder, Placed, place_batch},
+    batch::{Answer, NewOrder, Placed, place_batch},
     config::OrdersConfig,
+    crash::CrashPoint,
     error::Error,
-    order::Status,
-    orders::count_transition,
+    order::{Sku, Status},
+    orders::{count_transition, show_metrics},
     outbox::Relay,
+    store::{placement as store, waited_for_a_row},
 };
 
 struct Waiting {
     order: NewOrder,
     deadline: Deadline,
     reply: oneshot::Sender<Result<Placed, Error>>,
+}
+
+impl Waiting {
+    /// Itself, if somebody still waits for it; else it is dropped before it costs.
+    fn in_time(self) -> Option<Waiting> {
+        if self.deadline.passed() {
+            self.reply.send(Err(Error::Late)).ok();
+            None
+        } else {
+            (!self.reply.is_closed()).then_some(self)
+        }
+    }
+}
+
+fn skus(batch: &[Waiting]) -> BTreeSet<Sku> {
+    let lines = batch.iter().flat_map(|waiting| waiting.order.lines.iter());
+    lines.map(|(sku, _)| sku).collect()
 }
 
 /// The way into the placer's queue.
@@ -45,6 +66,8 @@ impl Placements {
         relay: Relay,
         tasks: &Tasks,
     ) -> Placements {
+        LazyLock::force(&METRICS);
+        show_metrics();
         let (sender, queue) = mpsc::channel(config.queue.max(1));
         let stopping = tasks.stopping();
         let mut placer = Placer {
@@ -54,6 +77,7 @@ impl Placements {
             relay,
             queue,
             carried: None,
+            held: BTreeSet::new(),
         };
         tasks.worker("placer", async move {
             tokio::select! {
@@ -66,6 +90,7 @@ impl Placements {
     }
 
     /// Places an order, or makes it `failed` when stock is short: both are answers, not errors.
+    #[tracing::instrument(name = "placement", skip_all, fields(user.id = order.user.get(), order.id))]
     pub(crate) async fn place(&self, order: NewOrder, deadline: Deadline) -> Result<Placed, Error> {
         let (reply, answer) = oneshot::channel();
         self.0
@@ -82,7 +107,9 @@ impl Placements {
             .queue
             .set((self.0.max_capacity() - self.0.capacity()) as i64);
         // the placer is gone only when the process stops
-        answer.await.unwrap_or(Err(Error::Away))
+        let placed = answer.await.unwrap_or(Err(Error::Away))?;
+        tracing::Span::current().record("order.id", placed.order.0);
+        Ok(placed)
     }
 }
 
@@ -95,6 +122,8 @@ struct Placer {
     queue: mpsc::Receiver<Waiting>,
     /// The order that did not fit into the last batch.
     carried: Option<Waiting>,
+    /// What somebody sat on when it was last looked at.
+    held: BTreeSet<Sku>,
 }
 
 impl Placer {
@@ -112,9 +141,7 @@ impl Placer {
         };
         let (mut batch, mut lines) = (Vec::new(), 0);
         while let Some(waiting) = next {
-            if waiting.deadline.passed() {
-                waiting.reply.send(Err(Error::Late)).ok();
-            } else if !waiting.reply.is_closed() {
+            if let Some(waiting) = waiting.in_time() {
                 lines += waiting.order.lines.len();
                 if !batch.is_empty() && lines > self.config.batch_lines {
                     self.carried = Some(waiting);
@@ -132,29 +159,93 @@ impl Placer {
         Some(batch)
     }
 
+    /// Places a batch; one that has waited in vain for a row of stock, once more without those who want what is held.
     async fn place(&mut self, batch: Vec<Waiting>) {
-        if batch.is_empty() {
+        let suspects = std::mem::take(&mut self.held);
+        let batch = self.turn_away(suspects, batch).await;
+        let Some(batch) = self.try_place(batch).await else {
             return;
-        }
-        METRICS.batch.observe(batch.len() as f64);
-        let (orders, replies): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .map(|waiting| (waiting.order, waiting.reply))
-            .unzip();
-        let answers = match AssertUnwindSafe(self.place_orders(&orders))
-            .catch_unwind()
-            .await
-        {
-            Ok(answers) => answers,
-            Err(_) => orders.iter().map(|_| Err(Error::Broken)).collect(),
         };
-        self.relay.wake();
-        for (reply, answer) in replies.into_iter().zip(answers) {
-            reply.send(answer).ok();
+        let (all, suspects) = (batch.len(), skus(&batch));
+        let batch = self.turn_away(suspects, batch).await;
+        // nobody holds stock: what it has waited for was something else, or is free by now
+        let again = batch.len() < all;
+        let batch = if again {
+            self.try_place(batch).await
+        } else {
+            Some(batch)
+        };
+        for waiting in batch.into_iter().flatten() {
+            waiting.reply.send(Err(Error::Away)).ok();
         }
     }
 
-    async fn place_orders(&mut self, orders: &[NewOrder]) -> Vec<Result<Placed, Error>> {
+    /// Answers those who want SKUs that somebody sits on, of `suspects`, and those who are late by now; returns the others.
+    /// Everybody in a batch waits for the rows of all: who wants what is held must not be in it.
+    async fn turn_away(&mut self, suspects: BTreeSet<Sku>, batch: Vec<Waiting>) -> Vec<Waiting> {
+        if suspects.is_empty() {
+            return batch;
+        }
+        let suspects: Vec<Sku> = suspects.into_iter().collect();
+        let look = async |db: &mut PgConnection| store::find_held_skus(db, &suspects).await;
+        match self.db.round(self.bound, look).await {
+            Ok(held) => self.held = held,
+            Err(error) => tracing::warn!(error = %error, "held stock was not found"),
+        }
+        let wants_held = |waiting: &Waiting| {
+            let mut skus = waiting.order.lines.iter().map(|(sku, _)| sku);
+            skus.any(|sku| self.held.contains(&sku))
+        };
+        let (away, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(wants_held);
+        if !away.is_empty() {
+            tracing::warn!(
+                stock.held = self.held.len(),
+                orders = away.len(),
+                "stock is held, orders are refused"
+            );
+        }
+        for waiting in away {
+            waiting.reply.send(Err(Error::Away)).ok();
+        }
+        rest.into_iter().filter_map(Waiting::in_time).collect()
+    }
+
+    /// Places and answers. The batch comes back if it has waited in vain for a row: nothing is written then.
+    async fn try_place(&mut self, batch: Vec<Waiting>) -> Option<Vec<Waiting>> {
+        if batch.is_empty() {
+            return None;
+        }
+        METRICS.batch.observe(batch.len() as f64);
+        let (orders, callers): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|waiting| (waiting.order, (waiting.deadline, waiting.reply)))
+            .unzip();
+        let span = batch_span(&orders);
+        let answers = match AssertUnwindSafe(self.place_orders(&orders).instrument(span))
+            .catch_unwind()
+            .await
+        {
+            Ok(Some(answers)) => answers,
+            Ok(None) => {
+                let batch = orders.into_iter().zip(callers);
+                let batch = batch.map(|(order, (deadline, reply))| Waiting {
+                    order,
+                    deadline,
+                    reply,
+                });
+                return Some(batch.collect());
+            }
+            Err(_) => orders.iter().map(|_| Err(Error::Broken)).collect(),
+        };
+        self.relay.wake();
+        for ((_, reply), answer) in callers.into_iter().zip(answers) {
+            reply.send(answer).ok();
+        }
+        None
+    }
+
+    /// An answer each. `None`: the batch has waited in vain for a row.
+    async fn place_orders(&mut self, orders: &[NewOrder]) -> Option<Vec<Result<Placed, Error>>> {
         let mut outcome = self.place_together(orders).await;
         if outcome
             .as_ref()
@@ -163,11 +254,14 @@ impl Placer {
             outcome = self.place_together(orders).await;
         }
         let error = match outcome {
-            Ok(answers) => return answers,
+            Ok(answers) => return Some(answers),
             Err(error) => error,
         };
         tracing::error!(error = %error, orders = orders.len(), "batch failed");
-        match pg::classify(&error) {
+        if waited_for_a_row(&error) {
+            return None;
+        }
+        let answers = match pg::classify(&error) {
             // one order hurts a constraint: alone it hurts only itself
             Failure::Data if orders.len() > 1 => {
                 let mut answers = Vec::with_capacity(orders.len());
@@ -184,7 +278,8 @@ impl Placer {
             // what became of the commit is unknown: only a key makes a retry safe, and that is the caller's
             Failure::Away | Failure::Retry => orders.iter().map(|_| Err(Error::Away)).collect(),
             Failure::Data | Failure::Bug => orders.iter().map(|_| Err(Error::Broken)).collect(),
-        }
+        };
+        Some(answers)
     }
 
     async fn place_together(
@@ -192,24 +287,53 @@ impl Placer {
         orders: &[NewOrder],
     ) -> sqlx::Result<Vec<Result<Placed, Error>>> {
         let payment_timeout = self.config.payment_timeout;
-        let write = async |db: &mut PgConnection| {
-            let mut tx = db.begin().await?;
-            let answers = place_batch(&mut tx, orders, payment_timeout).await?;
-            tx.commit().await?;
-            Ok::<_, sqlx::Error>(answers)
-        };
-        let answers = self.db.round(self.bound, write).await?;
-        for (winner, placed) in answers
-            .iter()
-            .filter_map(|(winner, answer)| Some((winner, answer.as_ref().ok()?)))
-        {
-            if *winner {
-                count_transition(Status::New, 1);
-                count_transition(placed.status, 1);
+        for _ in 0..SWEPT_ROUNDS {
+            let write = async |db: &mut PgConnection| write(db, orders, payment_timeout).await;
+            let Some(answers) = self.db.round(self.bound, write).await? else {
+                continue;
+            };
+            for (winner, answer) in &answers {
+                if let (true, Ok(placed)) = (winner, answer) {
+                    count_transition(Status::New, 1);
+                    count_transition(placed.status, 1);
+                }
             }
+            return Ok(answers.into_iter().map(|(_, answer)| answer).collect());
         }
-        Ok(answers.into_iter().map(|(_, answer)| answer).collect())
+        Err(sqlx::Error::Protocol("keys were swept each time".into()))
     }
+}
+
+/// The span of a batch, which belongs to no one order's trace: it links to the calls that it serves.
+fn batch_span(orders: &[NewOrder]) -> Span {
+    let span = tracing::info_span!("placement.batch", batch.size = orders.len());
+    let calls = orders
+        .iter()
+        .filter_map(|order| order.traceparent.as_deref());
+    for call in calls.take(telemetry::SPAN_LINKS) {
+        telemetry::link_to(&span, call);
+    }
+    span
+}
+
+/// How often a batch is begun again because a key was swept while it was claimed; once is already unlikely.
+const SWEPT_ROUNDS: usize = 3;
+
+/// The transaction of a batch. `None`: nothing is written, it may be begun again.
+async fn write(
+    db: &mut PgConnection,
+    orders: &[NewOrder],
+    payment_timeout: Duration,
+) -> sqlx::Result<Option<Vec<Answer>>> {
+    let mut tx = db.begin().await?;
+    let Some(answers) = place_batch(&mut tx, orders, payment_timeout).await? else {
+        tx.rollback().await?;
+        return Ok(None);
+    };
+    CrashPoint::OrderPlacing.pass();
+    tx.commit().await?;
+    CrashPoint::OrderPlaced.pass();
+    Ok(Some(answers))
 }
 
 struct Metrics {

@@ -3,12 +3,14 @@
 use std::path::Path;
 
 use anyhow::Context as _;
+use platform::pool::Pool;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     config::Config,
+    crash::CrashPoint,
     delivery::Delivery,
     error::Error,
     order::{Sku, WarehouseId},
@@ -16,14 +18,18 @@ use crate::{
 };
 
 /// Units on sale by warehouse.
-pub(crate) async fn on_sale(pool: &PgPool, sku: Sku) -> Result<Vec<(WarehouseId, u64)>, Error> {
-    let mut db = pool.acquire().await?;
-    Ok(store::read_stock(&mut db, sku).await?)
+pub(crate) async fn on_sale(pool: &Pool, sku: Sku) -> Result<Vec<(WarehouseId, u64)>, Error> {
+    let read = async |db: &mut PgConnection| store::read_stock(db, sku).await;
+    Ok(pool.round(read).await?)
 }
 
 /// Books a delivery. `true`: it was booked before, nothing happened now.
-pub(crate) async fn receive(pool: &PgPool, delivery: &Delivery) -> Result<bool, Error> {
-    let mut tx = pool.begin().await?;
+pub(crate) async fn receive(pool: &Pool, delivery: &Delivery) -> Result<bool, Error> {
+    pool.round(async |db| book(db, delivery).await).await
+}
+
+async fn book(db: &mut PgConnection, delivery: &Delivery) -> Result<bool, Error> {
+    let mut tx = db.begin().await?;
     if !store::claim_delivery(&mut tx, delivery).await? {
         let known = store::read_delivery_hash(&mut tx, delivery.id()).await?;
         return if known == delivery.content_hash() {
@@ -33,7 +39,9 @@ pub(crate) async fn receive(pool: &PgPool, delivery: &Delivery) -> Result<bool, 
         };
     }
     store::insert_delivery_lines(&mut tx, delivery).await?;
+    CrashPoint::StockReceiving.pass();
     tx.commit().await?;
+    CrashPoint::StockReceived.pass();
     tracing::info!(delivery.id = %delivery.id(), delivery.units = delivery.units(), "delivery received");
     Ok(false)
 }
@@ -81,7 +89,7 @@ pub async fn receive_file(
             anyhow::anyhow!("{}: {}", file.display(), all.join("; "))
         },
     )?;
-    let pool = platform::pg::pool(&config.postgres, "loms-stock", 1)?;
+    let pool = Pool::new(&config.postgres, "loms-stock", 1)?;
     let again = receive(&pool, &delivery)
         .await
         .map_err(crate::error::explain)?;

@@ -3,6 +3,7 @@
 //! (sku, warehouse_id).
 
 pub(crate) mod audit;
+pub(crate) mod keys;
 pub(crate) mod orders;
 pub(crate) mod outbox;
 pub(crate) mod placement;
@@ -18,4 +19,10 @@ fn sku(column: i64) -> sqlx::Result<Sku> {
 /// A count as a column has it.
 fn units(column: i64) -> sqlx::Result<u64> {
     u64::try_from(column).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+/// `lock_not_available`: the transaction came to the end of its `lock_timeout`, and nothing of it is written.
+pub(crate) fn waited_for_a_row(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.as_deref() == Some("55P03")
 }

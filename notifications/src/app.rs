@@ -5,7 +5,9 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 use platform::{
     error::StartError,
     grpc::Guard,
-    http, pg, process,
+    http, pg,
+    pool::Pool,
+    process,
     readiness::Readiness,
     server::{Doors, Server},
     tasks::Tasks,
@@ -14,7 +16,7 @@ use platform::{
 use proto::notifications::{
     notifications_client::NotificationsClient, notifications_server::NotificationsServer,
 };
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::migrate::Migrator;
 use tokio::sync::Notify;
 
 use crate::{
@@ -37,16 +39,16 @@ pub struct App {
     readiness: Readiness,
     inbox: Inbox,
     delivery: Delivery,
-    pools: [PgPool; 2],
+    pools: [Pool; 2],
 }
 
 impl App {
     /// Opens both sockets, tries the database once, prepares pools and clients. Kafka and Telegram may be away.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
-        let pool = pg::pool(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let pool = Pool::new(&config.postgres, SERVICE, config.postgres.max_connections)?;
         // callers cannot take the connections that saving and telling need
-        let workers = pg::pool(
+        let workers = Pool::new(
             &config.postgres,
             "notifications-workers",
             WORKER_CONNECTIONS,
@@ -97,7 +99,7 @@ impl App {
         // after work that was cut, a connection may still be out: closing would wait for it beyond the grace
         if ended.is_ok() {
             for pool in self.pools {
-                pg::close(&pool).await;
+                pool.close();
             }
         }
         ended
@@ -106,13 +108,14 @@ impl App {
 
 /// The process: says where it listens, serves until a signal, sends its last traces.
 pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<()> {
-    let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger)?;
-    let grace = config.shutdown_grace;
+    #[cfg(feature = "failpoints")]
+    let _crash_points = fail::FailScenario::setup();
+    let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger, &config.graylog)?;
     let shutdown = process::shutdown_signal(stop_on_stdin_close)?;
     let app = App::bind(config).await?;
     process::announce(SERVICE, app.grpc_addr(), app.http_addr());
     let ended = app.run(shutdown).await;
-    telemetry.shutdown(grace).await;
+    telemetry.shutdown().await;
     ended
 }
 
@@ -121,7 +124,7 @@ pub async fn migrate(config: &Config) -> Result<(), StartError> {
     pg::migrate(&config.postgres, &MIGRATOR).await
 }
 
-fn doors(config: &Config, pool: PgPool) -> Doors {
+fn doors(config: &Config, pool: Pool) -> Doors {
     let limits = &config.limits;
     let service =
         NotificationsServer::new(Service { pool }).max_decoding_message_size(limits.body_bytes);
@@ -139,10 +142,11 @@ fn doors(config: &Config, pool: PgPool) -> Doors {
         name: "notifications.Notifications",
         descriptors: proto::DESCRIPTORS,
         http: axum::Router::new().route("/history", history),
+        openapi: proto::openapi::NOTIFICATIONS,
     }
 }
 
-fn readiness(config: &Config, pool: PgPool, dead_letters: DeadLetters) -> Readiness {
+fn readiness(config: &Config, pool: Pool, dead_letters: DeadLetters) -> Readiness {
     let topics = [
         config.kafka.topic.clone(),
         config.kafka.dead_letter_topic.clone(),

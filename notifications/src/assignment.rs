@@ -1,23 +1,34 @@
-//! What librdkafka tells a consumer while it polls: partitions that come and go, and how far behind it is. The callbacks
-//! run inside the poll of the one task that consumes, so nothing is in hand that the next look at `lost` does not reach.
+//! The partitions of a consumer: which come and go, and how far behind they are. The callbacks run inside the poll of the
+//! one task that consumes, so nothing is in hand that the next look at `lost` does not reach.
 
-use std::sync::{
-    LazyLock, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::BTreeSet,
+    sync::{
+        LazyLock, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use platform::grpc::registered;
 use prometheus::{IntGauge, IntGaugeVec, Opts};
 use rdkafka::{
-    ClientContext, Statistics, TopicPartitionList,
+    ClientContext, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
     error::KafkaResult,
 };
+use tokio_util::sync::CancellationToken;
+
+/// Shows what is measured before there is anything to measure.
+pub(crate) fn show_metrics() {
+    LazyLock::force(&LAG);
+    LazyLock::force(&PARTITIONS);
+}
 
 static LAG: LazyLock<IntGaugeVec> = LazyLock::new(|| {
     let opts = Opts::new(
         "notifications_consumer_lag",
-        "Records of a partition that this process has not consumed yet.",
+        "Records of a partition that this process consumes and has not committed yet.",
     );
     registered(IntGaugeVec::new(opts, &["partition"]))
 });
@@ -30,6 +41,7 @@ static PARTITIONS: LazyLock<IntGauge> = LazyLock::new(|| {
 /// The partitions of one consumer.
 #[derive(Default)]
 pub struct Assignment {
+    owned: Mutex<BTreeSet<i32>>,
     lost: Mutex<Vec<i32>>,
     paused: AtomicBool,
 }
@@ -38,6 +50,39 @@ impl Assignment {
     /// The partitions that went away since this was last asked.
     pub fn take_lost(&self) -> Vec<i32> {
         std::mem::take(&mut self.lost.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks the broker how far each partition is behind, and shows it. Not taken from librdkafka's statistics: they know no
+    /// lag before the first commit and none that grows while a partition is paused, and that is when somebody looks.
+    /// Blocks, at most `bound` for a question; once `ended`, no partition more is asked about, because on a connection that
+    /// waits for records each answer may take half a second.
+    ///
+    /// # Errors
+    /// A broker that does not answer; what was not asked about shows what it showed.
+    pub fn measure(
+        &self,
+        consumer: &impl Consumer<Assignment>,
+        bound: Duration,
+        ended: &CancellationToken,
+    ) -> KafkaResult<()> {
+        for element in consumer.committed(bound)?.elements() {
+            if ended.is_cancelled() {
+                break;
+            }
+            let partition = element.partition();
+            let (first, end) = consumer.fetch_watermarks(element.topic(), partition, bound)?;
+            let next = match element.offset() {
+                Offset::Offset(offset) => offset.max(first),
+                _ => first,
+            };
+            // under the lock, so that a partition that goes now does not come back to the gauge
+            let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+            if owned.contains(&partition) {
+                LAG.with_label_values(&[&partition.to_string()])
+                    .set((end - next).max(0));
+            }
+        }
+        Ok(())
     }
 
     /// Stops what comes in, from partitions that arrive later too.
@@ -53,30 +98,21 @@ impl Assignment {
     }
 }
 
-impl ClientContext for Assignment {
-    fn stats(&self, statistics: Statistics) {
-        for topic in statistics.topics.values() {
-            for (id, partition) in &topic.partitions {
-                // -1: not ours, or not known yet
-                if *id >= 0 && partition.consumer_lag >= 0 {
-                    LAG.with_label_values(&[&id.to_string()])
-                        .set(partition.consumer_lag);
-                }
-            }
-        }
-    }
-}
+impl ClientContext for Assignment {}
 
 impl ConsumerContext for Assignment {
     fn pre_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Revoke(partitions) = rebalance {
             let ids = ids(partitions);
-            PARTITIONS.sub(ids.len() as i64);
             tracing::info!(partitions = ?ids, "partitions revoked");
+            let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
             for id in &ids {
+                owned.remove(id);
                 // the gauge belongs to whoever has the partition now
                 let _ = LAG.remove_label_values(&[&id.to_string()]);
             }
+            PARTITIONS.set(owned.len() as i64);
+            drop(owned);
             self.lost
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -88,12 +124,19 @@ impl ConsumerContext for Assignment {
         match rebalance {
             Rebalance::Assign(partitions) => {
                 let ids = ids(partitions);
-                PARTITIONS.add(ids.len() as i64);
                 tracing::info!(partitions = ?ids, "partitions assigned");
-                if self.paused.load(Ordering::SeqCst)
-                    && let Err(error) = consumer.pause(partitions)
-                {
-                    tracing::warn!(error = %error, "partitions not paused");
+                let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+                owned.extend(&ids);
+                PARTITIONS.set(owned.len() as i64);
+                drop(owned);
+                // said of each: librdkafka remembers that a partition was paused when it was ours before
+                let said = if self.paused.load(Ordering::SeqCst) {
+                    consumer.pause(partitions)
+                } else {
+                    consumer.resume(partitions)
+                };
+                if let Err(error) = said {
+                    tracing::warn!(error = %error, "partitions neither paused nor resumed");
                 }
             }
             Rebalance::Revoke(_) => {}

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use platform::config::{
-    Common, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig, PostgresConfig,
-    TlsConfig, defaults, secret, text,
+    Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig,
+    PostgresConfig, TlsConfig, defaults, secret, text,
 };
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -41,6 +41,8 @@ pub struct Config {
     /// Traces.
     #[serde(default)]
     pub jaeger: JaegerConfig,
+    #[serde(default)]
+    pub graylog: GraylogConfig,
     /// Logs.
     #[serde(default)]
     pub log: LogConfig,
@@ -191,7 +193,7 @@ mod tests {
                 "{:?}",
                 (
                     &config.grpc,
-                    &config.http,
+                    &config.http.listen.port(),
                     &config.kafka,
                     &config.inbox,
                     &config.delivery

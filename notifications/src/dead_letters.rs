@@ -9,25 +9,10 @@ use prometheus::{IntCounterVec, Opts};
 use rdkafka::{
     Message as _,
     error::{KafkaError, RDKafkaErrorCode},
-    message::{Header, OwnedHeaders, OwnedMessage, ToBytes},
     producer::{FutureProducer, FutureRecord},
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Header: the topic it was read from.
-pub const ORIGIN_TOPIC: &str = "origin.topic";
-/// Header: its partition there.
-pub const ORIGIN_PARTITION: &str = "origin.partition";
-/// Header: its offset there.
-pub const ORIGIN_OFFSET: &str = "origin.offset";
-/// Header: its timestamp there, milliseconds since 1970.
-pub const ORIGIN_TIMESTAMP: &str = "origin.timestamp";
-/// Header: [`Cause`] in a word.
-pub const CAUSE: &str = "dead_letter.cause";
-/// Header: what was wrong, for a person.
-pub const ERROR: &str = "dead_letter.error";
-/// Header: when it was put here, RFC 3339.
-pub const TIME: &str = "dead_letter.time";
+use crate::letter::{Cause, Kept, Letter};
 
 static DEAD_LETTERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let opts = Opts::new(
@@ -36,37 +21,6 @@ static DEAD_LETTERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     );
     registered(IntCounterVec::new(opts, &["cause"]))
 });
-
-/// Why a record is dead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// It is no event.
-    Unreadable,
-    /// The database refuses what it says.
-    Refused,
-    /// Another event has its place within the order.
-    Conflict,
-}
-
-impl Cause {
-    fn as_str(self) -> &'static str {
-        match self {
-            Cause::Unreadable => "unreadable",
-            Cause::Refused => "refused",
-            Cause::Conflict => "conflict",
-        }
-    }
-}
-
-/// A record on its way to the dead-letter topic.
-pub struct Letter {
-    /// As it was read.
-    pub record: OwnedMessage,
-    /// Why it is dead.
-    pub cause: Cause,
-    /// The same for a person.
-    pub error: String,
-}
 
 /// The dead-letter topic.
 #[derive(Clone)]
@@ -82,7 +36,9 @@ impl DeadLetters {
         config: &KafkaConfig,
         timeout: Duration,
     ) -> Result<DeadLetters, StartError> {
-        LazyLock::force(&DEAD_LETTERS);
+        for cause in Cause::ALL {
+            DEAD_LETTERS.with_label_values(&[cause.as_str()]);
+        }
         let producer = kafka::producer_config(brokers, config)
             // letters have no order, and one written twice says so by its origin: no fatal errors to recover from
             .set("enable.idempotence", "false")
@@ -122,20 +78,22 @@ impl DeadLetters {
         failure.map_or(Ok(()), Err)
     }
 
+    /// As much of it as the broker takes: where it came from still says where to find the rest.
     async fn send_one(&self, letter: &Letter) -> Result<(), KafkaError> {
-        match self.produce(letter, letter.record.payload()).await {
-            // its headers made it too long: where it came from still says where to find it
-            Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {
-                self.produce(letter, None).await
+        for kept in [Kept::All, Kept::KeyAndHeaders] {
+            match self.produce(letter, kept).await {
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge)) => {}
+                result => return result,
             }
-            result => result,
         }
+        self.produce(letter, Kept::Nothing).await
     }
 
-    async fn produce(&self, letter: &Letter, payload: Option<&[u8]>) -> Result<(), KafkaError> {
-        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers(letter));
-        record.key = letter.record.key();
-        record.payload = payload;
+    async fn produce(&self, letter: &Letter, kept: Kept) -> Result<(), KafkaError> {
+        let headers = letter.headers(kept);
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).headers(headers);
+        record.key = letter.record.key().filter(|_| kept != Kept::Nothing);
+        record.payload = letter.record.payload().filter(|_| kept == Kept::All);
         // no wait for room in the queue: a full one is a failure like any other, and tried again
         let sent = self.producer.send(record, Duration::ZERO).await;
         sent.map(drop).map_err(|(error, _)| error)
@@ -145,36 +103,6 @@ impl DeadLetters {
     pub fn topic_state(&self, topic: &str, timeout: Duration) -> String {
         kafka::topic_state(&self.producer, topic, timeout)
     }
-}
-
-fn headers(letter: &Letter) -> OwnedHeaders {
-    let Letter {
-        record,
-        cause,
-        error,
-    } = letter;
-    let now = OffsetDateTime::now_utc()
-        .format(&Rfc3339)
-        .unwrap_or_default();
-    let timestamp = record
-        .timestamp()
-        .to_millis()
-        .map(|millis| millis.to_string());
-    let kept = record.headers().cloned().unwrap_or_default();
-    let kept = with(kept, ORIGIN_TOPIC, record.topic());
-    let kept = with(kept, ORIGIN_PARTITION, &record.partition().to_string());
-    let kept = with(kept, ORIGIN_OFFSET, &record.offset().to_string());
-    let kept = with(kept, ORIGIN_TIMESTAMP, &timestamp.unwrap_or_default());
-    let kept = with(kept, CAUSE, cause.as_str());
-    let kept = with(kept, ERROR, error);
-    with(kept, TIME, &now)
-}
-
-fn with<V: ToBytes + ?Sized>(headers: OwnedHeaders, key: &str, value: &V) -> OwnedHeaders {
-    headers.insert(Header {
-        key,
-        value: Some(value),
-    })
 }
 
 fn count(letter: &Letter) {

@@ -3,11 +3,11 @@
 
 use std::{sync::Arc, sync::LazyLock, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use fail::fail_point;
 use futures::future::join_all;
-use platform::{error::StartError, grpc::registered, telemetry};
+use platform::{error::StartError, grpc::registered, pool::Pool, telemetry};
 use prometheus::{IntCounterVec, Opts};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -17,7 +17,8 @@ use crate::{
     config::{Config, DeliveryConfig},
     message::Due,
     store,
-    telegram::{Channel, Outcome},
+    telegram::Channel,
+    verdict::{Verdict, backoff, judge, overdue},
 };
 
 /// Messages that one step takes when they only go to the log.
@@ -35,8 +36,10 @@ static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
 
 /// The sender.
 pub struct Delivery {
-    pool: PgPool,
+    pool: Pool,
     channel: Channel,
+    /// The bound of one attempt.
+    timeout: Duration,
     config: DeliveryConfig,
     /// This replica's name in the lease.
     holder: Uuid,
@@ -59,19 +62,18 @@ enum Next {
     Rest(Duration),
 }
 
-/// What is written down about a message that was due.
-#[derive(Clone, Debug, PartialEq)]
-enum Verdict {
-    Told,
-    Again { error: String, wait: Duration },
-    GivenUp { attempts: i32, reason: String },
-    Paused(Duration),
+/// What a look at the table says.
+enum Look {
+    Due(Vec<Due>),
+    Nothing(Next),
 }
 
 impl Delivery {
     /// Opens nothing: Telegram away at start does not stop the start.
-    pub fn new(config: &Config, pool: PgPool, saved: Arc<Notify>) -> Result<Delivery, StartError> {
-        LazyLock::force(&DELIVERIES);
+    pub fn new(config: &Config, pool: Pool, saved: Arc<Notify>) -> Result<Delivery, StartError> {
+        for outcome in ["told", "failed", "given_up", "paused"] {
+            DELIVERIES.with_label_values(&[outcome]);
+        }
         // renewed when half of it is over, it must outlast the attempts begun just before
         if config.delivery.lease < 2 * config.telegram.timeout {
             return Err(StartError::new(
@@ -83,6 +85,7 @@ impl Delivery {
         Ok(Delivery {
             pool,
             channel: Channel::new(&config.telegram)?,
+            timeout: config.telegram.timeout,
             config: config.delivery.clone(),
             holder: Uuid::new_v4(),
             saved,
@@ -121,39 +124,55 @@ impl Delivery {
                 },
             }
         }
-        let mut connection = self.pool.acquire().await?;
-        self.write_down(&mut connection).await?;
-        store::release_lease(&mut connection, self.holder).await?;
+        let pool = self.pool.clone();
+        let leave = async |db: &mut PgConnection| {
+            self.write_down(db).await?;
+            store::release_lease(db, self.holder).await
+        };
+        pool.round(leave).await?;
         Ok(())
     }
 
     async fn step(&mut self) -> Result<Next, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
-        self.write_down(&mut connection).await?;
-        if !self.hold_lease(&mut connection).await? {
-            return Ok(Next::Rest(self.config.lease / 3));
+        // Telegram may take seconds: no connection is kept over it
+        let pool = self.pool.clone();
+        let due = match pool.round(async |db| self.look(db).await).await? {
+            Look::Due(due) => due,
+            Look::Nothing(next) => return Ok(next),
+        };
+        if self.leased_until.saturating_duration_since(Instant::now()) < self.timeout {
+            // the database took so long that an attempt could outlast the lease
+            return Ok(Next::Step);
+        }
+        let verdicts = join_all(due.iter().map(|due| self.attempt(due))).await;
+        self.unwritten.extend(due.into_iter().zip(verdicts));
+        pool.round(async |db| self.write_down(db).await).await?;
+        Ok(Next::Step)
+    }
+
+    /// What there is to send, if this replica is the one that sends.
+    async fn look(&mut self, db: &mut PgConnection) -> Result<Look, sqlx::Error> {
+        self.write_down(db).await?;
+        if !self.hold_lease(db).await? {
+            return Ok(Look::Nothing(Next::Rest(self.config.lease / 3)));
         }
         let pause = self.paused_until.saturating_duration_since(Instant::now());
         if !pause.is_zero() {
             // not longer: the lease has to be renewed meanwhile
-            return Ok(Next::Rest(pause.min(self.config.lease / 3)));
+            let rest = pause.min(self.config.lease / 3);
+            return Ok(Look::Nothing(Next::Rest(rest)));
         }
         let limit = match self.channel {
             Channel::Telegram(_) => self.config.in_flight,
             Channel::Log => LOG_BATCH,
         };
         let age = self.config.give_up_after.as_secs_f64();
-        let due = store::list_due(&mut connection, age, i64::from(limit)).await?;
-        // Telegram may take seconds: the connection is not kept over it
-        drop(connection);
-        if due.is_empty() {
-            return Ok(Next::Idle);
-        }
-        let verdicts = join_all(due.iter().map(|due| self.attempt(due))).await;
-        self.unwritten.extend(due.into_iter().zip(verdicts));
-        let mut connection = self.pool.acquire().await?;
-        self.write_down(&mut connection).await?;
-        Ok(Next::Step)
+        let due = store::list_due(db, age, i64::from(limit)).await?;
+        Ok(if due.is_empty() {
+            Look::Nothing(Next::Idle)
+        } else {
+            Look::Due(due)
+        })
     }
 
     /// Whether this replica may send for half a lease from now.
@@ -183,15 +202,20 @@ impl Delivery {
     }
 
     async fn attempt(&self, due: &Due) -> Verdict {
-        if due.overdue {
-            return overdue(due, self.config.give_up_after);
-        }
-        let span = tracing::info_span!("delivery.tell", otel.kind = "client", order.id = due.order);
+        let span = tracing::info_span!("delivery.tell", order.id = due.order);
         if let Some(traceparent) = &due.traceparent {
-            telemetry::link_to(&span, traceparent);
+            // one message is about one order: whoever follows that order's trace finds what became of it
+            telemetry::set_parent(&span, traceparent);
         }
-        let outcome = self.channel.tell(&due.message).instrument(span).await;
-        judge(due, outcome, &self.config)
+        let attempt = async {
+            if due.overdue {
+                return log(due, overdue(due, self.config.give_up_after));
+            }
+            let outcome = self.channel.tell(&due.message).await;
+            fail_point!("message-sent", |_| std::process::abort());
+            log(due, judge(due, outcome, &self.config))
+        };
+        attempt.instrument(span).await
     }
 
     /// One transaction for the outcomes of a step. A crash before it means that they are told again: at least once.
@@ -199,6 +223,7 @@ impl Delivery {
         if self.unwritten.is_empty() {
             return Ok(());
         }
+        fail_point!("messages-marking", |_| std::process::abort());
         let mut transaction = sqlx::Connection::begin(connection).await?;
         let told = |(due, verdict): &(Due, Verdict)| (*verdict == Verdict::Told).then_some(due.id);
         let told: Vec<i64> = self.unwritten.iter().filter_map(told).collect();
@@ -210,7 +235,8 @@ impl Delivery {
             match verdict {
                 Verdict::Told => {}
                 Verdict::Again { error, wait } => {
-                    store::postpone(&mut transaction, due.id, error, wait.as_secs_f64()).await?;
+                    let wait = wait.as_secs_f64();
+                    store::postpone(&mut transaction, due.id, due.order, error, wait).await?;
                 }
                 Verdict::GivenUp { attempts, reason } => {
                     store::give_up(&mut transaction, due.id, *attempts, reason).await?;
@@ -226,170 +252,32 @@ impl Delivery {
             tracing::warn!(pause_s = pause.as_secs(), "telegram asks to wait");
             self.paused_until = Instant::now() + pause;
         }
-        for (due, verdict) in self.unwritten.drain(..) {
-            note(&due, &verdict);
+        for (_, verdict) in self.unwritten.drain(..) {
+            DELIVERIES.with_label_values(&[outcome(&verdict)]).inc();
         }
         Ok(())
     }
 }
 
-/// What an attempt means for its message.
-fn judge(due: &Due, outcome: Outcome, config: &DeliveryConfig) -> Verdict {
-    let attempts = due.attempts.saturating_add(1);
-    match outcome {
-        Outcome::Told => Verdict::Told,
-        Outcome::Paused(pause) => Verdict::Paused(pause),
-        Outcome::Refused(reason) => Verdict::GivenUp { attempts, reason },
-        Outcome::Failed(error) => {
-            let failures = u32::try_from(attempts).unwrap_or(u32::MAX);
-            if failures >= config.max_attempts {
-                let reason = format!("failed {attempts} times, last: {error}");
-                return Verdict::GivenUp { attempts, reason };
-            }
-            let wait = backoff(config.backoff, config.longest_backoff, failures);
-            Verdict::Again { error, wait }
-        }
-    }
-}
-
-fn overdue(due: &Due, age: Duration) -> Verdict {
-    let last = due
-        .last_error
-        .as_ref()
-        .map(|error| format!(", last: {error}"));
-    let reason = format!(
-        "older than {} s after {} attempts{}",
-        age.as_secs(),
-        due.attempts,
-        last.unwrap_or_default(),
-    );
-    Verdict::GivenUp {
-        attempts: due.attempts,
-        reason,
-    }
-}
-
-/// Doubled with each failure up to `longest`, plus up to as much again by chance, so that what failed together is not
-/// tried together.
-fn backoff(first: Duration, longest: Duration, failures: u32) -> Duration {
-    let mut waits = ExponentialBuilder::default()
-        .with_min_delay(first)
-        .with_max_delay(longest)
-        .with_jitter()
-        .without_max_times()
-        .build();
-    // 2^32 times any first wait is beyond any longest one
-    let nth = failures.clamp(1, 32) as usize - 1;
-    waits.nth(nth).unwrap_or(longest)
-}
-
-/// Counts and logs, after it is written down.
-fn note(due: &Due, verdict: &Verdict) {
-    let outcome = match verdict {
-        Verdict::Told => "told",
+fn log(due: &Due, verdict: Verdict) -> Verdict {
+    match &verdict {
         Verdict::Again { error, .. } => {
             tracing::info!(order.id = due.order, attempts = due.attempts + 1, error = %error, "message not told yet");
-            "failed"
         }
         Verdict::GivenUp { attempts, reason } => {
             tracing::warn!(order.id = due.order, attempts, reason = %reason, "message given up");
-            "given_up"
         }
-        Verdict::Paused(_) => "paused",
-    };
-    DELIVERIES.with_label_values(&[outcome]).inc();
+        Verdict::Told | Verdict::Paused(_) => {}
+    }
+    verdict
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn due(attempts: i32) -> Due {
-        Due {
-            id: 1,
-            order: 42,
-            message: "order 42 is payed".to_owned(),
-            attempts,
-            last_error: Some("HTTP 500".to_owned()),
-            traceparent: None,
-            overdue: false,
-        }
-    }
-
-    #[test]
-    fn failures_end_after_the_last_attempt() {
-        let config = DeliveryConfig {
-            max_attempts: 3,
-            ..DeliveryConfig::default()
-        };
-        let failed = || Outcome::Failed("HTTP 500".to_owned());
-        assert!(matches!(
-            judge(&due(0), failed(), &config),
-            Verdict::Again { .. }
-        ));
-        assert!(matches!(
-            judge(&due(1), failed(), &config),
-            Verdict::Again { .. }
-        ));
-        let reason = "failed 3 times, last: HTTP 500".to_owned();
-        assert_eq!(
-            judge(&due(2), failed(), &config),
-            Verdict::GivenUp {
-                attempts: 3,
-                reason
-            }
-        );
-    }
-
-    #[test]
-    fn a_pause_is_no_attempt_and_a_refusal_is_final() {
-        let config = DeliveryConfig {
-            max_attempts: 1,
-            ..DeliveryConfig::default()
-        };
-        let pause = Duration::from_secs(3);
-        assert_eq!(
-            judge(&due(9), Outcome::Paused(pause), &config),
-            Verdict::Paused(pause)
-        );
-        let reason = "HTTP 400".to_owned();
-        let refused = Outcome::Refused(reason.clone());
-        assert_eq!(
-            judge(&due(0), refused, &config),
-            Verdict::GivenUp {
-                attempts: 1,
-                reason
-            }
-        );
-    }
-
-    #[test]
-    fn what_is_too_old_keeps_its_last_error() {
-        let Verdict::GivenUp {
-            attempts: 2,
-            reason,
-        } = overdue(&due(2), Duration::from_secs(3600))
-        else {
-            panic!("given up with its attempts");
-        };
-        assert_eq!(reason, "older than 3600 s after 2 attempts, last: HTTP 500");
-    }
-
-    #[test]
-    fn waits_double_up_to_the_longest_with_jitter() {
-        let (first, longest) = (Duration::from_secs(5), Duration::from_secs(600));
-        for (failures, base) in [
-            (0, 5),
-            (1, 5),
-            (2, 10),
-            (3, 20),
-            (8, 600),
-            (30, 600),
-            (u32::MAX, 600),
-        ] {
-            let wait = backoff(first, longest, failures);
-            let base = Duration::from_secs(base);
-            assert!(wait >= base && wait <= 2 * base, "{failures}: {wait:?}");
-        }
+/// How it is counted, after it is written down.
+fn outcome(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Told => "told",
+        Verdict::Again { .. } => "failed",
+        Verdict::GivenUp { .. } => "given_up",
+        Verdict::Paused(_) => "paused",
     }
 }

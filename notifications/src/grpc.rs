@@ -1,11 +1,10 @@
 //! The gRPC door: reads the request, asks the use case, writes the reply.
 
-use platform::error::Violation;
+use platform::{error::Violation, pool::Pool};
 use proto::notifications::{
     Date, GetHistoryWithPeriodRequest, GetHistoryWithPeriodResponse, Message,
     notifications_server::Notifications,
 };
-use sqlx::PgPool;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -19,7 +18,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Service {
     /// The database of messages.
-    pub pool: PgPool,
+    pub pool: Pool,
 }
 
 #[tonic::async_trait]
@@ -29,6 +28,7 @@ impl Notifications for Service {
         request: Request<GetHistoryWithPeriodRequest>,
     ) -> Result<Response<GetHistoryWithPeriodResponse>, Status> {
         let query = Query::try_from(request.into_inner()).map_err(Error::Invalid)?;
+        tracing::Span::current().record("user.id", query.user.get());
         let history = history::get(&self.pool, &query).await?;
         let user = query.user;
         Ok(Response::new(GetHistoryWithPeriodResponse {

@@ -1,8 +1,11 @@
 //! What a user was told, day by day: the question checked, one indexed read, the answer in pages or whole. A page token is
 //! the position of the last message given (keyset), so a page costs the same wherever it is.
 
-use platform::error::{Fields, Violation};
-use sqlx::PgPool;
+use platform::{
+    error::{Fields, Violation},
+    pool::Pool,
+};
+use sqlx::PgConnection;
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
 use crate::{
@@ -192,23 +195,17 @@ impl Token {
 }
 
 /// Answers a question from the table: always fresh, no cache.
-pub async fn get(pool: &PgPool, query: &Query) -> Result<History, Error> {
+pub async fn get(pool: &Pool, query: &Query) -> Result<History, Error> {
     let (from, until) = query.period();
     let limit = match query.page {
         Page::Whole => MAX_WHOLE,
         Page::Of(size) => i64::from(size),
     };
-    let mut connection = pool.acquire().await?;
     // one more than is given shows whether there is more
-    let mut messages = store::read_history(
-        &mut connection,
-        query.user,
-        from,
-        until,
-        query.after,
-        limit + 1,
-    )
-    .await?;
+    let read = async |db: &mut PgConnection| {
+        store::read_history(db, query.user, from, until, query.after, limit + 1).await
+    };
+    let mut messages = pool.round(read).await?;
     let more = messages.len() as i64 > limit;
     if !more {
         return Ok(History {

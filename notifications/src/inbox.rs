@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, sync::LazyLock, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use fail::fail_point;
 use futures::FutureExt as _;
 use platform::{
     config::KafkaConfig,
@@ -12,6 +13,7 @@ use platform::{
     grpc::registered,
     kafka,
     pg::{self, Failure},
+    pool::Pool,
     telemetry,
 };
 use prometheus::{Histogram, HistogramOpts, IntCounter};
@@ -22,22 +24,24 @@ use rdkafka::{
     message::{BorrowedMessage, OwnedMessage},
     topic_partition_list::Offset,
 };
-use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
-    assignment::Assignment,
+    assignment::{self, Assignment},
     config::InboxConfig,
-    dead_letters::{Cause, DeadLetters, Letter},
+    dead_letters::DeadLetters,
     event::{Event, Received, to_microsecond},
+    letter::{Cause, Letter},
     saving::{Verdict, save},
 };
 
-/// A span carries so many links at most (the default of OpenTelemetry's SDKs).
-const LINKS: usize = 128;
+/// As often as Prometheus asks.
+const LAG_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the broker may take for an answer about the lag; stopping waits for it.
+const BROKER_BOUND: Duration = Duration::from_secs(1);
 
 static BATCH_SIZE: LazyLock<Histogram> = LazyLock::new(|| {
     let opts = HistogramOpts::new(
@@ -63,9 +67,9 @@ static DUPLICATES: LazyLock<IntCounter> = LazyLock::new(|| {
 
 /// The consumer of order events.
 pub struct Inbox {
-    consumer: StreamConsumer<Assignment>,
+    consumer: Arc<StreamConsumer<Assignment>>,
     dead_letters: DeadLetters,
-    pool: PgPool,
+    pool: Pool,
     topic: String,
     config: InboxConfig,
     saved: Arc<Notify>,
@@ -87,16 +91,19 @@ impl Inbox {
         brokers: &[String],
         kafka: &KafkaConfig,
         config: InboxConfig,
-        pool: PgPool,
+        pool: Pool,
         dead_letters: DeadLetters,
         saved: Arc<Notify>,
     ) -> Result<Inbox, StartError> {
         for metric in [&SAVED, &DUPLICATES] {
             LazyLock::force(metric);
         }
-        let consumer = kafka::consumer_config(brokers, kafka)
-            // what the lag is taken from; as often as Prometheus asks
-            .set("statistics.interval.ms", "5000")
+        LazyLock::force(&BATCH_SIZE);
+        assignment::show_metrics();
+        let consumer: StreamConsumer<_> = kafka::consumer_config(brokers, kafka)
+            // a partition's turn: what is fetched at once is saved at once, and the other partitions wait for it (with the
+            // default, 1 MB, for 5 s while a backlog is read); all of them come with one request
+            .set("fetch.message.max.bytes", "16384")
             // bounds what a paused or slow consumer holds in memory
             .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Assignment::default())
@@ -108,7 +115,7 @@ impl Inbox {
             })?;
         let topic = kafka.topic.clone();
         Ok(Inbox {
-            consumer,
+            consumer: Arc::new(consumer),
             dead_letters,
             pool,
             topic,
@@ -120,19 +127,31 @@ impl Inbox {
 
     /// Consumes until told to stop; what is in hand then is finished, or left for the next to read.
     pub async fn run(mut self, stopping: CancellationToken) -> anyhow::Result<()> {
+        let (consumer, ended) = (self.consumer.clone(), stopping.child_token());
+        let watching = watch_lag(consumer, ended.clone());
+        let consuming = async {
+            let outcome = self.consume(&stopping).await;
+            ended.cancel();
+            outcome
+        };
+        let (outcome, ()) = tokio::join!(consuming, watching);
+        outcome?;
+        // closing waits for the commits and leaves the group, so that others need not wait for the session to lapse
+        tokio::task::spawn_blocking(move || drop(self.consumer)).await?;
+        Ok(())
+    }
+
+    async fn consume(&mut self, stopping: &CancellationToken) -> KafkaResult<()> {
         self.consumer.subscribe(&[&self.topic])?;
         let mut hand = Hand::default();
         loop {
             tokio::select! {
                 biased;
-                () = stopping.cancelled() => break,
+                () = stopping.cancelled() => return Ok(()),
                 filled = self.fill(&mut hand) => filled?,
             }
-            self.settle(&mut hand, &stopping).await?;
+            self.settle(&mut hand, stopping).await?;
         }
-        // closing waits for the commits and leaves the group, so that others need not wait for the session to lapse
-        tokio::task::spawn_blocking(move || drop(self.consumer)).await?;
-        Ok(())
     }
 
     /// Waits for a record, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
@@ -161,7 +180,7 @@ impl Inbox {
             let wait = waits.next().unwrap_or(self.config.longest_backoff);
             tracing::warn!(error = %format!("{error:#}"), retry_ms = wait.as_millis() as u64, "batch not settled");
             if !failed {
-                self.consumer.context().pause(&self.consumer)?;
+                self.consumer.context().pause(&*self.consumer)?;
                 failed = true;
             }
             tokio::select! {
@@ -170,7 +189,7 @@ impl Inbox {
             }
         }
         if failed {
-            self.consumer.context().resume(&self.consumer)?;
+            self.consumer.context().resume(&*self.consumer)?;
             tracing::info!("batch settled, consuming again");
         }
         Ok(())
@@ -195,14 +214,16 @@ impl Inbox {
             otel.kind = "consumer",
             batch.size = hand.len()
         );
-        for (received, _) in hand.events.iter().take(LINKS) {
+        for (received, _) in hand.events.iter().take(telemetry::SPAN_LINKS) {
             if let Some(traceparent) = &received.traceparent {
                 telemetry::link_to(&span, traceparent);
             }
         }
         async {
             self.save(hand).await?;
+            fail_point!("events-saved", |_| std::process::abort());
             self.dead_letters.send(&mut hand.letters).await?;
+            fail_point!("offsets-committing", |_| std::process::abort());
             self.commit(hand);
             Ok(())
         }
@@ -232,20 +253,19 @@ impl Inbox {
             })?;
         BATCH_SIZE.observe(verdicts.len() as f64);
         for ((_, record), verdict) in hand.events.drain(..).zip(verdicts) {
-            match verdict {
-                Verdict::Saved => SAVED.inc(),
-                Verdict::Duplicate => DUPLICATES.inc(),
-                Verdict::Conflict(error) => hand.letters.push(Letter {
-                    record,
-                    cause: Cause::Conflict,
-                    error,
-                }),
-                Verdict::Refused(error) => hand.letters.push(Letter {
-                    record,
-                    cause: Cause::Refused,
-                    error,
-                }),
-            }
+            let (cause, error) = match verdict {
+                Verdict::Saved => {
+                    SAVED.inc();
+                    continue;
+                }
+                Verdict::Duplicate => {
+                    DUPLICATES.inc();
+                    continue;
+                }
+                Verdict::Conflict(error) => (Cause::Conflict, error),
+                Verdict::Refused(error) => (Cause::Refused, error),
+            };
+            hand.letters.push(Letter::new(record, cause, &error));
         }
         self.saved.notify_one();
         Ok(())
@@ -260,6 +280,25 @@ impl Inbox {
         }
         if let Err(error) = self.consumer.commit(&offsets, CommitMode::Async) {
             tracing::warn!(error = %error, "offsets not committed");
+        }
+    }
+}
+
+/// Keeps the lag on show until the consumer ends.
+async fn watch_lag(consumer: Arc<StreamConsumer<Assignment>>, ended: CancellationToken) {
+    loop {
+        let (measured, until) = (consumer.clone(), ended.clone());
+        // librdkafka's questions block
+        let measure = move || {
+            let context = measured.context();
+            context.measure(&*measured, BROKER_BOUND, &until)
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(measure).await {
+            tracing::debug!(error = %error, "lag not measured");
+        }
+        tokio::select! {
+            () = ended.cancelled() => return,
+            () = tokio::time::sleep(LAG_INTERVAL) => {}
         }
     }
 }
@@ -314,12 +353,8 @@ impl Hand {
                 self.events.push((received, record));
             }
             Err(error) => {
-                let error = error.to_string();
-                self.letters.push(Letter {
-                    record,
-                    cause: Cause::Unreadable,
-                    error,
-                });
+                let letter = Letter::new(record, Cause::Unreadable, &error.to_string());
+                self.letters.push(letter);
             }
         }
     }

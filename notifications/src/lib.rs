@@ -1,7 +1,8 @@
 //! Notifications: consumes order events, tells people, keeps the history.
 //!
-//! In: `inbox` (with `assignment`) polls, `saving` writes a batch, `dead_letters` takes what cannot be saved.
-//! Out: `delivery` tells what is untold through `telegram`. Asked: `grpc` -> `history`. All SQL is in `store`.
+//! In: `inbox` (with `assignment`) polls, `saving` writes a batch, `dead_letters` takes what cannot be saved
+//! (`letter` is what one says), `replay` puts it back.
+//! Out: `delivery` tells what is untold through `telegram`, `verdict` says what came of it. Asked: `grpc` -> `history`. All SQL is in `store`.
 //! What an event is and what people read of it: `event`, `message`.
 
 pub mod app;
@@ -14,7 +15,10 @@ pub mod event;
 pub mod grpc;
 pub mod history;
 pub mod inbox;
+pub mod letter;
 pub mod message;
+pub mod replay;
 pub mod saving;
 pub mod store;
 pub mod telegram;
+pub mod verdict;

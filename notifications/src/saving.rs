@@ -1,10 +1,13 @@
-//! The transaction that saves a batch of events: all at once and, where PostgreSQL refuses some value of the batch, one by
-//! one, so that a bad event hurts only itself.
+//! The transaction that saves a batch of events: all at once and, where PostgreSQL refuses some value of the batch, in ever
+//! smaller parts, so that a bad event hurts only itself.
 
 use std::collections::{HashMap, HashSet};
 
-use platform::pg::{self, Failure};
-use sqlx::{Connection as _, PgConnection, PgPool};
+use platform::{
+    pg::{self, Failure},
+    pool::Pool,
+};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     event::{Received, Source},
@@ -29,11 +32,20 @@ pub enum Verdict {
 /// # Errors
 /// The database is away or has a quarrel with us: nothing is saved.
 pub async fn save(
-    pool: &PgPool,
+    pool: &Pool,
     topic: &str,
     records: &[&Received],
 ) -> Result<Vec<Verdict>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    pool.round(async |db| save_together(db, topic, records).await)
+        .await
+}
+
+async fn save_together(
+    db: &mut PgConnection,
+    topic: &str,
+    records: &[&Received],
+) -> Result<Vec<Verdict>, sqlx::Error> {
+    let mut transaction = db.begin().await?;
     match insert(&mut transaction, topic, records).await {
         Ok(verdicts) => {
             transaction.commit().await?;
@@ -41,30 +53,38 @@ pub async fn save(
         }
         Err(error) if pg::classify(&error) == Failure::Data => {
             transaction.rollback().await?;
-            save_one_by_one(pool, topic, records).await
+            save_apart(db, topic, records).await
         }
         Err(error) => Err(error),
     }
 }
 
-async fn save_one_by_one(
-    pool: &PgPool,
+/// Halves the batch until what is refused stands alone: of 500 with one bad one about 20 parts are tried, not 500.
+async fn save_apart(
+    db: &mut PgConnection,
     topic: &str,
     records: &[&Received],
 ) -> Result<Vec<Verdict>, sqlx::Error> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = db.begin().await?;
     let mut verdicts = Vec::with_capacity(records.len());
-    for record in records {
+    // the next one last, so that rows are still locked in the order of the records
+    let mut parts = vec![records];
+    while let Some(part) = parts.pop() {
         // a savepoint each: the batch is still one commit
         let mut savepoint = transaction.begin().await?;
-        match insert(&mut savepoint, topic, &[record]).await {
+        match insert(&mut savepoint, topic, part).await {
             Ok(mut verdict) => {
                 savepoint.commit().await?;
                 verdicts.append(&mut verdict);
             }
             Err(error) if pg::classify(&error) == Failure::Data => {
                 savepoint.rollback().await?;
-                verdicts.push(Verdict::Refused(error.to_string()));
+                if part.len() == 1 {
+                    verdicts.push(Verdict::Refused(error.to_string()));
+                } else {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
             }
             Err(error) => return Err(error),
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use platform::error::StartError;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use tracing::{Instrument as _, field::Empty};
 
 use crate::config::TelegramConfig;
 
@@ -115,12 +116,19 @@ impl Telegram {
             chat_id: &self.chat,
             text,
         };
-        let response = match self.http.post(url).json(&message).send().await {
+        let span = tracing::info_span!(
+            "telegram.sendMessage",
+            otel.kind = "client",
+            http.status = Empty
+        );
+        let sending = self.http.post(url).json(&message).send();
+        let response = match sending.instrument(span.clone()).await {
             Ok(response) => response,
             // without the URL: it holds the key, and this text goes to the log and to the database
             Err(error) => return Outcome::Failed(describe(&error.without_url())),
         };
         let status = response.status().as_u16();
+        span.record("http.status", status);
         if response.status().is_success() {
             return Outcome::Told;
         }

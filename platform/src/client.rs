@@ -14,17 +14,18 @@ use std::{
 use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use prometheus::{CounterVec, Opts};
+use tokio::time::Instant;
 use tonic::{
     Status,
     body::Body,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tower::Service;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     error::{Code, Fault, StartError, go_name},
-    grpc::{Deadline, registered},
+    grpc::{Deadline, code_of, record_code, registered, timeout_of},
     telemetry,
 };
 
@@ -36,6 +37,8 @@ pub struct Neighbour {
     pub address: String,
     /// The CA that its certificate is verified with; none means plaintext.
     pub tls_ca: Option<PathBuf>,
+    /// The certificate and key that are shown to a neighbour that asks for one.
+    pub tls_identity: Option<(PathBuf, PathBuf)>,
     pub connect_timeout: Duration,
     /// The longest that one call may take.
     pub timeout: Duration,
@@ -89,7 +92,18 @@ impl Client {
                     "run make certs, or set tls.ca",
                 )
             })?;
-            let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+            if let Some((cert, key)) = &neighbour.tls_identity {
+                let read = |path: &PathBuf| {
+                    fs::read(path).map_err(|error| {
+                        StartError::new(
+                            format!("reading {}: {error}", path.display()),
+                            "run make certs, or set tls.cert and tls.key",
+                        )
+                    })
+                };
+                tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+            }
             endpoint = endpoint.tls_config(tls).map_err(|error| {
                 StartError::new(
                     format!("the CA {}: {error}", ca.display()),
@@ -149,29 +163,59 @@ impl Service<Request<Body>> for Client {
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let method = request.uri().path().to_owned();
-        let span = tracing::info_span!("grpc.client", otel.name = %method, otel.kind = "client", rpc.method = %method);
+        let span = tracing::info_span!("grpc.client", otel.name = %method, otel.kind = "client", otel.status_code = Empty,
+            rpc.method = %method, rpc.code = Empty);
         let parent = span.in_scope(telemetry::traceparent);
         if let Some(value) = parent.and_then(|text| HeaderValue::from_str(&text).ok()) {
             request.headers_mut().insert("traceparent", value);
         }
-        let (answer, calls, name) = (self.channel.call(request), self.calls.clone(), self.name);
+        let mut outcome = Outcome {
+            calls: self.calls.clone(),
+            neighbour: self.name,
+            method,
+            due: timeout_of(request.headers()).map(|allowed| Instant::now() + allowed),
+            code: None,
+        };
+        let answer = self.channel.call(request);
         let counted = async move {
             let answer = answer.await;
-            let code = match &answer {
-                Ok(response) => response
-                    .headers()
-                    .get("grpc-status")
-                    .map_or(tonic::Code::Ok, |value| {
-                        tonic::Code::from_bytes(value.as_bytes())
-                    }),
+            outcome.end(match &answer {
+                Ok(response) => code_of(response.headers()),
                 Err(_) => tonic::Code::Unavailable,
-            };
-            calls
-                .with_label_values(&[name, &method, go_name(code)])
-                .inc();
+            });
             answer
         };
         Box::pin(counted.instrument(span))
+    }
+}
+
+/// What became of a call, counted when it is over: also of one that nobody waits for any more.
+struct Outcome {
+    calls: CounterVec,
+    neighbour: &'static str,
+    method: String,
+    due: Option<Instant>,
+    code: Option<tonic::Code>,
+}
+
+impl Outcome {
+    fn end(&mut self, code: tonic::Code) {
+        self.code = Some(code);
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        let late = self.due.is_some_and(|due| Instant::now() >= due);
+        let code = self.code.unwrap_or(if late {
+            tonic::Code::DeadlineExceeded
+        } else {
+            tonic::Code::Cancelled
+        });
+        record_code(&Span::current(), code);
+        self.calls
+            .with_label_values(&[self.neighbour, &self.method, go_name(code)])
+            .inc();
     }
 }
 
@@ -182,7 +226,7 @@ fn outbound_calls(service: &'static str) -> CounterVec {
     let opts = || {
         Opts::new(
             format!("{service}_counter_outbound_calls_total"),
-            "Calls to neighbours that were answered.",
+            "Calls to neighbours, by how they ended.",
         )
     };
     known

@@ -1,18 +1,14 @@
 //! Configuration: YAML, then `${NAME}` and `${NAME:-default}` in scalars from the environment, then the typed sections
-//! that every service shares. The only place that reads the environment.
+//! (`sections`) that every service shares. The only place that reads the environment.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
 use serde_yaml::Value;
 
 use crate::error::StartError;
+pub use crate::sections::*;
 
 /// Reads `file`, or `./config.yaml`. The YAML is parsed first, so that a secret cannot break its syntax; a scalar that
 /// held a `${..}` is then typed again, so that a port or a switch may come from the environment.
@@ -129,192 +125,6 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
 /// [`text`] that is never printed.
 pub fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
     text(deserializer).map(SecretString::from)
-}
-
-/// Where the gRPC door listens.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrpcConfig {
-    pub listen: SocketAddr,
-}
-
-/// Where the HTTP door listens.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct HttpConfig {
-    pub listen: SocketAddr,
-}
-
-/// TLS of the gRPC door and of calls to neighbours. Paths are relative to the working directory.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TlsConfig {
-    /// `false` gives plaintext.
-    pub enabled: bool,
-    /// Verifies neighbours.
-    pub ca: PathBuf,
-    /// Default: `certs/<service>.pem`.
-    pub cert: Option<PathBuf>,
-    /// Default: `certs/<service>-key.pem`.
-    pub key: Option<PathBuf>,
-}
-
-impl Default for TlsConfig {
-    fn default() -> Self {
-        TlsConfig {
-            enabled: true,
-            ca: "certs/ca.pem".into(),
-            cert: None,
-            key: None,
-        }
-    }
-}
-
-/// The service's PostgreSQL. Every bound of time is set on the connection, so that no statement waits without one.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PostgresConfig {
-    /// `postgres://user:password@host:port/database`
-    #[serde(deserialize_with = "secret")]
-    pub connection_string: SecretString,
-    /// Connections for callers; workers have their own few besides.
-    #[serde(default = "defaults::max_connections")]
-    pub max_connections: u32,
-    /// A caller waits this long for a connection, then gets UNAVAILABLE.
-    #[serde(default = "defaults::one_second", with = "humantime_serde")]
-    pub acquire_timeout: Duration,
-    #[serde(default = "defaults::two_seconds", with = "humantime_serde")]
-    pub lock_timeout: Duration,
-    #[serde(default = "defaults::five_seconds", with = "humantime_serde")]
-    pub statement_timeout: Duration,
-    #[serde(default = "defaults::five_seconds", with = "humantime_serde")]
-    pub idle_in_transaction_timeout: Duration,
-    /// Prepared statements kept per connection; 0 for a transaction pooler that does not carry them.
-    #[serde(default = "defaults::statement_cache")]
-    pub statement_cache: usize,
-}
-
-impl PostgresConfig {
-    /// The longest that a worker's transaction may take as the client sees it: a statement that runs into its time-out,
-    /// and as much again for the others.
-    pub fn transaction_bound(&self) -> Duration {
-        self.statement_timeout * 2
-    }
-}
-
-/// Jaeger's agent (UDP). An empty host: no export, trace ids all the same.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct JaegerConfig {
-    pub host: String,
-    pub port: u16,
-}
-
-impl Default for JaegerConfig {
-    fn default() -> Self {
-        JaegerConfig {
-            host: String::new(),
-            port: 6831,
-        }
-    }
-}
-
-/// The log on stdout.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// `error`, `warn`, `info`, `debug`, or the directives of tracing's `EnvFilter`.
-    pub level: String,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        LogConfig {
-            level: "info".into(),
-        }
-    }
-}
-
-/// What one process takes on at once.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// The longest that a call may take, whatever its caller allows.
-    #[serde(with = "humantime_serde")]
-    pub request_timeout: Duration,
-    /// Calls in progress; one more is RESOURCE_EXHAUSTED at once.
-    pub in_flight: usize,
-    /// Bytes of an HTTP body or a gRPC message.
-    pub body_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            request_timeout: Duration::from_secs(5),
-            in_flight: 512,
-            body_bytes: 4 * 1024 * 1024,
-        }
-    }
-}
-
-/// Names and times on the Kafka side.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct KafkaConfig {
-    pub topic: String,
-    pub dead_letter_topic: String,
-    pub group: String,
-    /// How long a consumer may be silent before its partitions go to others.
-    #[serde(with = "humantime_serde")]
-    pub session_timeout: Duration,
-}
-
-impl Default for KafkaConfig {
-    fn default() -> Self {
-        KafkaConfig {
-            topic: "orders".into(),
-            dead_letter_topic: "orders.dlq".into(),
-            group: "notifications".into(),
-            session_timeout: Duration::from_secs(45),
-        }
-    }
-}
-
-/// What server assembly needs of a service's config.
-#[derive(Clone, Debug)]
-pub struct Common {
-    pub grpc: GrpcConfig,
-    pub http: HttpConfig,
-    pub tls: TlsConfig,
-    pub postgres: PostgresConfig,
-    pub limits: Limits,
-    pub shutdown_grace: Duration,
-}
-
-/// Defaults that several sections share; `shutdown_grace` is for the services' own structs.
-pub mod defaults {
-    use std::time::Duration;
-
-    /// Ten seconds: the pause that orchestrators give by default is thirty.
-    pub fn shutdown_grace() -> Duration {
-        Duration::from_secs(10)
-    }
-    pub(super) fn max_connections() -> u32 {
-        10
-    }
-    pub(super) fn statement_cache() -> usize {
-        100
-    }
-    pub(super) fn one_second() -> Duration {
-        Duration::from_secs(1)
-    }
-    pub(super) fn two_seconds() -> Duration {
-        Duration::from_secs(2)
-    }
-    pub(super) fn five_seconds() -> Duration {
-        Duration::from_secs(5)
-    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ fn one_line(text: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     InvalidArgument,
+    Unauthenticated,
     NotFound,
     AlreadyExists,
     FailedPrecondition,
@@ -60,6 +61,7 @@ impl Code {
     fn grpc(self) -> tonic::Code {
         match self {
             Code::InvalidArgument => tonic::Code::InvalidArgument,
+            Code::Unauthenticated => tonic::Code::Unauthenticated,
             Code::NotFound => tonic::Code::NotFound,
             Code::AlreadyExists => tonic::Code::AlreadyExists,
             Code::FailedPrecondition => tonic::Code::FailedPrecondition,

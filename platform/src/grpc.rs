@@ -60,6 +60,11 @@ impl Deadline {
     }
 }
 
+/// Whether the caller has shown a certificate that the door has verified (`tls.client_auth`). What comes over HTTP has not.
+pub fn is_authenticated<T>(request: &tonic::Request<T>) -> bool {
+    request.peer_certs().is_some_and(|certs| !certs.is_empty())
+}
+
 /// What every call of a service goes through; clones share the limit.
 #[derive(Clone)]
 pub struct Guard(Arc<Shared>);
@@ -135,8 +140,8 @@ where
 
 fn span_of(request: &Request<Body>) -> Span {
     let method = request.uri().path();
-    let span = tracing::info_span!("grpc.call", otel.name = %method, otel.kind = "server", rpc.method = %method,
-        rpc.code = Empty, order.id = Empty, user.id = Empty);
+    let span = tracing::info_span!("grpc.call", otel.name = %method, otel.kind = "server",
+        otel.status_code = Empty, rpc.method = %method, rpc.code = Empty, order.id = Empty, user.id = Empty);
     if let Some(parent) = request
         .headers()
         .get("traceparent")
@@ -169,7 +174,7 @@ where
     if let Ok(value) = HeaderValue::from_str(&trace_id) {
         response.headers_mut().insert(TRACE_ID, value);
     }
-    Span::current().record("rpc.code", go_name(code));
+    record_code(&Span::current(), code);
     shared.metrics.requests.with_label_values(&["router"]).inc();
     // a method that does not exist is the caller's word: it must not become a label
     let label = if code == tonic::Code::Unimplemented {
@@ -191,12 +196,7 @@ async fn bounded<S>(shared: &Shared, mut inner: S, mut request: Request<Body>) -
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
-    let asked = request
-        .headers()
-        .get("grpc-timeout")
-        .and_then(|value| value.to_str().ok())
-        .and_then(grpc_timeout);
-    let allowed = asked
+    let allowed = timeout_of(request.headers())
         .unwrap_or(shared.request_timeout)
         .min(shared.request_timeout);
     // tonic's own timer, started before ours, answers CANCELLED: ours must be the first
@@ -206,10 +206,8 @@ where
     match tokio::time::timeout(ours, answer).await {
         Ok(Ok(Ok(response))) => response,
         Ok(Ok(Err(never))) => match never {},
-        Ok(Err(_panic)) => {
-            shared.metrics.panics.inc();
-            refuse(Code::Internal, "internal error")
-        }
+        // logged and counted by the hook of the process
+        Ok(Err(_panic)) => refuse(Code::Internal, "internal error"),
         Err(_) => refuse(
             Code::DeadlineExceeded,
             "the deadline passed before there was an answer",
@@ -221,11 +219,31 @@ fn refuse(code: Code, message: &str) -> Response<Body> {
     Status::from(Fault::new(code, message)).into_http()
 }
 
-fn code_of(headers: &HeaderMap) -> tonic::Code {
+/// Notes how a call ended; what somebody should look at is an error to whoever reads the trace.
+pub(crate) fn record_code(span: &Span, code: tonic::Code) {
+    span.record("rpc.code", go_name(code));
+    if matches!(
+        code,
+        tonic::Code::Unknown
+            | tonic::Code::DeadlineExceeded
+            | tonic::Code::Internal
+            | tonic::Code::Unavailable
+            | tonic::Code::DataLoss
+    ) {
+        span.record("otel.status_code", "ERROR");
+    }
+}
+
+pub(crate) fn code_of(headers: &HeaderMap) -> tonic::Code {
     // an error without a body puts its status into the headers; an answer has it in its trailers, and is OK
     headers.get("grpc-status").map_or(tonic::Code::Ok, |value| {
         tonic::Code::from_bytes(value.as_bytes())
     })
+}
+
+/// How long the caller waits.
+pub(crate) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    grpc_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
 }
 
 /// A `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
@@ -250,7 +268,6 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 struct Metrics {
     response_time: HistogramVec,
     requests: CounterVec,
-    panics: prometheus::Counter,
 }
 
 impl Metrics {
@@ -275,14 +292,9 @@ impl Metrics {
             format!("{service}_counter_requests_total"),
             "Calls that came in.",
         );
-        let panics = Opts::new(
-            format!("{service}_counter_panics_total"),
-            "Handlers that panicked.",
-        );
         Metrics {
             response_time: registered(HistogramVec::new(response_time, &["status", "method"])),
             requests: registered(CounterVec::new(requests, &["type"])),
-            panics: registered(prometheus::Counter::with_opts(panics)),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! JSON over HTTP as grpc-gateway v2 speaks it. A route turns the body into the message, calls the same gRPC service in
 //! process, and turns the answer back, so that both doors share one set of layers.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
     body::Body,
-    extract::Request,
+    extract::{MatchedPath, Request},
     middleware::Next,
     response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
@@ -17,9 +17,9 @@ use prometheus::{Encoder as _, TextEncoder};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tonic::Status;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span, field::Empty};
 
-use crate::{error, grpc::TRACE_ID, readiness::Health, telemetry};
+use crate::{config::Limits, docs, error, grpc::TRACE_ID, readiness::Health, telemetry};
 
 /// A POST route for one RPC. `call` is the generated client's method over the guarded service.
 pub fn rpc<Req, Resp, F, Fut>(call: F) -> MethodRouter
@@ -46,8 +46,12 @@ where
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>>,
 {
     let headers = request.headers().clone();
-    let limit = request.extensions().get().copied().unwrap_or(BodyLimit(0));
-    let body = read(request.into_body(), limit).await?;
+    let limit: BodyLimit = request.extensions().get().copied().unwrap_or_default();
+    let body = tokio::time::timeout(limit.time, read(request.into_body(), limit.bytes));
+    let body = match body.await {
+        Ok(body) => body?,
+        Err(_) => return Err(late()),
+    };
     let message = message(&body).map_err(|cause| {
         problem(
             StatusCode::BAD_REQUEST,
@@ -78,14 +82,18 @@ where
     }
 }
 
-/// Bytes of a body that a route takes.
-#[derive(Clone, Copy)]
-struct BodyLimit(usize);
+/// What a route takes of a body.
+#[derive(Clone, Copy, Default)]
+struct BodyLimit {
+    bytes: usize,
+    /// For the whole of it to arrive.
+    time: Duration,
+}
 
 /// What is still read of a body over the limit, in limits. A client that is cut off while it writes never sees why.
 const DISCARDED_LIMITS: usize = 4;
 
-async fn read(mut body: Body, BodyLimit(limit): BodyLimit) -> Result<Vec<u8>, Response> {
+async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, Response> {
     let (mut taken, mut seen) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         let unreadable = |_| {
@@ -113,10 +121,24 @@ async fn read(mut body: Body, BodyLimit(limit): BodyLimit) -> Result<Vec<u8>, Re
         tonic::Code::ResourceExhausted,
         "the body is too large",
     );
-    // the rest may still be on its way: the connection cannot carry another call
-    let close = HeaderValue::from_static("close");
-    refused.headers_mut().insert(header::CONNECTION, close);
+    close(&mut refused);
     Err(refused)
+}
+
+fn late() -> Response {
+    let mut refused = problem(
+        StatusCode::GATEWAY_TIMEOUT,
+        tonic::Code::DeadlineExceeded,
+        "the body did not arrive in time",
+    );
+    close(&mut refused);
+    refused
+}
+
+/// The rest of a body may still be on its way: the connection cannot carry another call.
+fn close(response: &mut Response) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
 }
 
 /// Reads a request as grpc-gateway does: nothing is `{}`, nulls are absent, `1.0` and `1e2` are integers.
@@ -165,6 +187,10 @@ fn problem(status: StatusCode, code: tonic::Code, message: &str) -> Response {
     )
 }
 
+pub(crate) async fn not_found() -> Response {
+    problem(StatusCode::NOT_FOUND, tonic::Code::NotFound, "Not Found")
+}
+
 async fn method_not_allowed() -> Response {
     let mut response = problem(
         StatusCode::METHOD_NOT_ALLOWED,
@@ -177,8 +203,16 @@ async fn method_not_allowed() -> Response {
     response
 }
 
-/// The service's routes with what every service has besides: metrics, health, 404, the body limit, trace ids.
-pub(crate) fn router(routes: Router, health: Arc<Health>, body_bytes: usize) -> Router {
+/// Asked every few seconds by machines: traces of these would only hide the others.
+const QUIET: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
+
+/// The service's routes with what every service has besides: documentation, metrics, health, 404, the body limit, trace ids.
+pub(crate) fn router(
+    routes: Router,
+    openapi: &'static str,
+    health: Arc<Health>,
+    limits: &Limits,
+) -> Router {
     let ready = move || async move {
         let (ready, report) = health.report().await;
         reply(
@@ -191,14 +225,18 @@ pub(crate) fn router(routes: Router, health: Arc<Health>, body_bytes: usize) -> 
         )
     };
     routes
+        .merge(docs::router(openapi))
         .route("/metrics", get(metrics))
         .route(
             "/healthz",
             get(async || reply(StatusCode::OK, &json!({"status": "ok"}))),
         )
         .route("/readyz", get(ready))
-        .fallback(async || problem(StatusCode::NOT_FOUND, tonic::Code::NotFound, "Not Found"))
-        .layer(Extension(BodyLimit(body_bytes)))
+        .fallback(not_found)
+        .layer(Extension(BodyLimit {
+            bytes: limits.body_bytes,
+            time: limits.request_timeout,
+        }))
         .layer(axum::middleware::from_fn(traced))
 }
 
@@ -217,10 +255,7 @@ async fn metrics() -> Response {
 }
 
 async fn traced(request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let name = format!("{} {path}", request.method());
-    let span = tracing::info_span!("http.request", otel.name = %name, otel.kind = "server", http.route = %path,
-        http.status = tracing::field::Empty);
+    let span = span_of(&request);
     if let Some(parent) = request
         .headers()
         .get("traceparent")
@@ -231,8 +266,23 @@ async fn traced(request: Request, next: Next) -> Response {
     let trace_id = span.in_scope(telemetry::trace_id);
     let mut response = next.run(request).instrument(span.clone()).await;
     span.record("http.status", response.status().as_u16());
+    if response.status().is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     stamp(response.headers_mut(), &trace_id);
     response
+}
+
+fn span_of(request: &Request) -> Span {
+    // a path that is no route is the caller's word: it must not become a name
+    let route = request.extensions().get::<MatchedPath>();
+    let route = route.map_or("unknown", MatchedPath::as_str);
+    if QUIET.contains(&route) {
+        return Span::none();
+    }
+    let name = format!("{} {route}", request.method());
+    tracing::info_span!("http.request", otel.name = %name, otel.kind = "server", otel.status_code = Empty,
+        http.route = %route, http.status = Empty)
 }
 
 /// Gives an answer of a service that is not guarded its trace id.

@@ -3,13 +3,19 @@
 
 pub mod client;
 pub mod config;
+mod docs;
 pub mod error;
+mod gelf;
 pub mod grpc;
 pub mod http;
 pub mod kafka;
+mod listen;
+mod log;
 pub mod pg;
+pub mod pool;
 pub mod process;
 pub mod readiness;
+mod sections;
 pub mod server;
 pub mod tasks;
 pub mod telemetry;

@@ -1,31 +1,16 @@
-//! PostgreSQL: pools whose every wait has a bound, migrations, and what an error means for the one who must react.
+//! PostgreSQL: connections whose every wait has a bound, migrations, and what an error means for the one who must react.
 
 use std::{str::FromStr as _, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool,
-    migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    ConnectOptions as _, Connection as _, PgConnection, migrate::Migrator,
+    postgres::PgConnectOptions,
 };
 
 use crate::{config::PostgresConfig, error::StartError};
 
-/// A lazy pool: connections are made when they are needed, and again when the database was away.
-///
-/// # Errors
-/// A connection string that is none.
-pub fn pool(config: &PostgresConfig, application: &str, max: u32) -> Result<PgPool, StartError> {
-    let options = connect_options(config, application)?;
-    Ok(PgPoolOptions::new()
-        .max_connections(max)
-        .acquire_timeout(config.acquire_timeout)
-        // a ping per acquire costs a round trip per call; a dead connection shows at its first statement
-        .test_before_acquire(false)
-        .connect_lazy_with(options))
-}
-
-fn connect_options(
+pub(crate) fn connect_options(
     config: &PostgresConfig,
     application: &str,
 ) -> Result<PgConnectOptions, StartError> {
@@ -85,10 +70,21 @@ pub async fn migrate(config: &PostgresConfig, migrator: &Migrator) -> Result<(),
 /// # Errors
 /// What PostgreSQL, or the network, said.
 pub async fn check(config: &PostgresConfig) -> Result<(), StartError> {
-    let connection = connect(&connect_options(config, "start")?).await?;
+    let connection = connect_as(config, "start").await?;
     // a server that has let us in will notice by itself if this good-bye is lost
     connection.close().await.ok();
     Ok(())
+}
+
+/// One connection, for a command that does one thing.
+///
+/// # Errors
+/// What PostgreSQL, or the network, said.
+pub async fn connect_as(
+    config: &PostgresConfig,
+    application: &str,
+) -> Result<PgConnection, StartError> {
+    connect(&connect_options(config, application)?).await
 }
 
 /// A name that resolves slowly and a server that is starting get this long.
@@ -135,7 +131,6 @@ impl OwnConnection {
         bound: Duration,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
     ) -> Result<T, E> {
-        let silent = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
         let mut connection = match self.open.take() {
             Some(connection) => connection,
             None => tokio::time::timeout(self.connect_bound, self.options.connect())
@@ -149,21 +144,19 @@ impl OwnConnection {
     }
 }
 
-/// Says good-bye to PostgreSQL, but does not wait long for one that has gone silent.
-pub async fn close(pool: &PgPool) {
-    if tokio::time::timeout(Duration::from_secs(1), pool.close())
-        .await
-        .is_err()
-    {
-        tracing::warn!("connections to PostgreSQL were not closed in time");
-    }
+/// What a caller hears of a server that said nothing in its time.
+pub(crate) fn silent() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
 }
 
 /// Whether every migration of this binary has been applied; later ones are fine, so that releases can overlap.
 ///
 /// # Errors
 /// The database is away, or has no schema at all.
-pub async fn schema_is_current(pool: &PgPool, migrator: &Migrator) -> Result<bool, sqlx::Error> {
+pub async fn schema_is_current(
+    db: &mut PgConnection,
+    migrator: &Migrator,
+) -> Result<bool, sqlx::Error> {
     let wanted = migrator
         .iter()
         .map(|migration| migration.version)
@@ -174,7 +167,7 @@ pub async fn schema_is_current(pool: &PgPool, migrator: &Migrator) -> Result<boo
         migrator.table_name
     );
     let applied: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
-        .fetch_one(pool)
+        .fetch_one(db)
         .await?;
     Ok(applied >= wanted)
 }

@@ -11,23 +11,23 @@ use std::{
 
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
-use sqlx::{PgPool, migrate::Migrator};
+use sqlx::migrate::Migrator;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{pg, tasks::Tasks};
+use crate::{pg, pool::Pool, tasks::Tasks};
 
 type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;
 
 /// What readiness follows: the database and its schema. Notes (broker, neighbours) are shown and alerted on, but never
 /// make the service unready.
 pub struct Readiness {
-    pool: PgPool,
+    pool: Pool,
     migrator: &'static Migrator,
     notes: Vec<(&'static str, Note)>,
 }
 
 impl Readiness {
-    pub fn new(pool: PgPool, migrator: &'static Migrator) -> Self {
+    pub fn new(pool: Pool, migrator: &'static Migrator) -> Self {
         Readiness {
             pool,
             migrator,
@@ -92,7 +92,11 @@ impl Health {
     }
 
     async fn database(&self) -> &'static str {
-        let check = pg::schema_is_current(&self.readiness.pool, self.readiness.migrator);
+        let migrator = self.readiness.migrator;
+        let check = self
+            .readiness
+            .pool
+            .round(async |db| pg::schema_is_current(db, migrator).await);
         match tokio::time::timeout(CHECK_BOUND, check).await {
             Ok(Ok(true)) => "ok",
             Ok(Ok(false)) => "schema is behind: run migrate",

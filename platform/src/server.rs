@@ -1,31 +1,25 @@
 //! Server assembly: opens both doors, serves, watches readiness, and stops in order within a bound: not ready, stop
 //! accepting, finish what runs, stop the workers.
 
-use std::{
-    fs,
-    future::Future,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     service::Routes,
-    transport::{Identity, ServerTlsConfig, server::TcpIncoming},
+    transport::{Certificate, Identity, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, pb::health_server::HealthServer};
 
 use crate::{
-    config::{Common, TlsConfig},
+    config::{ClientAuth, Common, Limits, TlsConfig},
     error::StartError,
     grpc::Guard,
-    http, pg,
+    http, listen, pg,
     readiness::{self, Health, Readiness},
     tasks::Tasks,
+    telemetry::FLUSH_BOUND,
 };
 
 /// What is behind the doors of a service.
@@ -38,8 +32,10 @@ pub struct Doors {
     pub name: &'static str,
     /// The descriptor set that reflection serves.
     pub descriptors: &'static [u8],
-    /// The JSON routes; metrics, health and the answers to wrong calls are added.
+    /// The JSON routes; documentation, metrics, health and the answers to wrong calls are added.
     pub http: Router,
+    /// What describes them, an OpenAPI document in JSON.
+    pub openapi: &'static str,
 }
 
 /// Both sockets, open and not yet served.
@@ -48,20 +44,21 @@ pub struct Server {
     grpc: TcpListener,
     http: TcpListener,
     tls: Option<ServerTlsConfig>,
-    body_bytes: usize,
+    limits: Limits,
     shutdown_grace: Duration,
 }
 
 impl Server {
     /// # Errors
-    /// A port in use, TLS files that are missing or no PEM, a database that cannot be reached.
+    /// A setting that cannot be, a port in use, TLS files that are missing or no PEM, a database that cannot be reached.
     pub async fn bind(service: &'static str, common: &Common) -> Result<Server, StartError> {
+        check(common)?;
         let server = Server {
             service,
             tls: tls(service, &common.tls)?,
             grpc: listen("grpc.listen", common.grpc.listen).await?,
             http: listen("http.listen", common.http.listen).await?,
-            body_bytes: common.limits.body_bytes,
+            limits: common.limits.clone(),
             shutdown_grace: common.shutdown_grace,
         };
         pg::check(&common.postgres).await?;
@@ -95,8 +92,10 @@ impl Server {
         readiness::watch(&tasks, health.clone(), reporter.clone(), name);
 
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
-        let grace = self.shutdown_grace;
-        let doors = self.serve(routes, doors.http, health.clone(), closing.clone())?;
+        // the last of it is for the traces, after everything that makes some
+        let grace = self.shutdown_grace.saturating_sub(FLUSH_BOUND);
+        let http = http::router(doors.http, doors.openapi, health.clone(), &self.limits);
+        let doors = self.serve(routes, http, closing.clone())?;
 
         let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);
         let failed = tokio::select! {
@@ -126,7 +125,7 @@ impl Server {
             (Some(error), _) => Err(error),
             (None, Ok(ended)) => ended,
             (None, Err(_)) => Err(anyhow::anyhow!(
-                "work was cut: not finished within shutdown_grace {grace:?}"
+                "work was cut: not finished within {grace:?} of shutdown_grace"
             )),
         }
     }
@@ -134,14 +133,14 @@ impl Server {
     fn serve(
         self,
         routes: Routes,
-        http_routes: Router,
-        health: Arc<Health>,
+        router: Router,
         closing: CancellationToken,
     ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
         let mut builder = tonic::transport::Server::builder()
             .tcp_keepalive(Some(Duration::from_secs(15)))
-            .http2_keepalive_interval(Some(Duration::from_secs(30)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+            .http2_keepalive_interval(Some(self.limits.idle_timeout))
+            .http2_keepalive_timeout(Some(listen::PING_BOUND))
+            .http2_max_header_list_size(self.limits.header_bytes);
         if let Some(tls) = self.tls {
             builder = builder.tls_config(tls)?;
         }
@@ -149,19 +148,58 @@ impl Server {
         let grpc = builder
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
-        let router = http::router(http_routes, health, self.body_bytes);
-        let http = axum::serve(self.http, router).with_graceful_shutdown(closing.cancelled_owned());
+        let http = listen::serve_http(self.http, router, self.limits, closing);
         let service = self.service;
         Ok(crate::tasks::spawn(async move {
-            let (grpc, http) = tokio::join!(grpc, async move { http.await });
+            let (grpc, ()) = tokio::join!(grpc, http);
             grpc.map_err(|error| {
                 anyhow::Error::from(error).context(format!("serving {service} over gRPC"))
-            })?;
-            http.map_err(|error| {
-                anyhow::Error::from(error).context(format!("serving {service} over HTTP"))
             })
         }))
     }
+}
+
+/// What would make a service that starts and answers nothing, or less safely than its file says.
+fn check(common: &Common) -> Result<(), StartError> {
+    let (limits, postgres) = (&common.limits, &common.postgres);
+    let durations = [
+        ("limits.request_timeout", limits.request_timeout),
+        ("limits.idle_timeout", limits.idle_timeout),
+        ("postgres.acquire_timeout", postgres.acquire_timeout),
+        ("postgres.lock_timeout", postgres.lock_timeout),
+        ("postgres.statement_timeout", postgres.statement_timeout),
+        (
+            "postgres.idle_in_transaction_timeout",
+            postgres.idle_in_transaction_timeout,
+        ),
+    ];
+    for (key, duration) in durations {
+        if duration.is_zero() {
+            return Err(StartError::new(
+                format!("{key} = 0s"),
+                "every wait has a bound and time to begin: write 1ms or more",
+            ));
+        }
+    }
+    if limits.in_flight == 0 {
+        return Err(StartError::new(
+            "limits.in_flight = 0",
+            "it would refuse every call: write 1 or more",
+        ));
+    }
+    if common.shutdown_grace <= FLUSH_BOUND {
+        return Err(StartError::new(
+            format!("shutdown_grace = {:?}", common.shutdown_grace),
+            "its last second is for traces and log lines: write 2s or more",
+        ));
+    }
+    if !common.tls.enabled && common.tls.client_auth != ClientAuth::None {
+        return Err(StartError::new(
+            "tls.client_auth without tls.enabled: nobody can show a certificate",
+            "set tls.enabled to true, or tls.client_auth to none",
+        ));
+    }
+    Ok(())
 }
 
 fn local(listener: &TcpListener) -> SocketAddr {
@@ -184,16 +222,15 @@ fn tls(service: &str, config: &TlsConfig) -> Result<Option<ServerTlsConfig>, Sta
     if !config.enabled {
         return Ok(None);
     }
-    let cert = config
-        .cert
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(format!("certs/{service}.pem")));
-    let key = config
-        .key
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(format!("certs/{service}-key.pem")));
+    let (cert, key) = config.identity(service);
     let identity = Identity::from_pem(pem("tls.cert", &cert)?, pem("tls.key", &key)?);
-    let tls = ServerTlsConfig::new().identity(identity);
+    let mut tls = ServerTlsConfig::new().identity(identity);
+    if config.client_auth != ClientAuth::None {
+        let ca = config.client_ca.as_ref().unwrap_or(&config.ca);
+        tls = tls
+            .client_ca_root(Certificate::from_pem(pem("tls.client_ca", ca)?))
+            .client_auth_optional(config.client_auth == ClientAuth::Optional);
+    }
     // tonic reads the PEM only when it serves; a wrong file has to show before that
     tonic::transport::Server::builder()
         .tls_config(tls.clone())

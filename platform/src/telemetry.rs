@@ -1,104 +1,185 @@
-//! Traces and logs. A tracer provider is always installed, so that every answer has a trace id; spans leave the process
-//! only when `jaeger.host` is set. The only file that names opentelemetry-jaeger.
+//! Traces, and the subscriber of the process. A tracer provider is always installed, so that every answer has a trace id; spans
+//! leave the process only when `jaeger.host` is set. The only file that names opentelemetry-jaeger.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    panic::PanicHookInfo,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use opentelemetry::{
     KeyValue,
     propagation::{Extractor, TextMapPropagator as _},
-    trace::{SpanContext, TraceContextExt as _, TraceError, TracerProvider as _},
+    trace::{SpanContext, TraceContextExt as _, TracerProvider as _},
 };
 use opentelemetry_sdk::{
     Resource,
     export::trace::{ExportResult, SpanData, SpanExporter},
     propagation::TraceContextPropagator,
     runtime,
-    trace::{BatchSpanProcessor, Config, TracerProvider},
+    trace::{BatchConfigBuilder, BatchSpanProcessor, Config, Sampler, TracerProvider},
 };
-use serde_json::{Map, Value};
-use tokio::time::Instant;
-use tracing::{Event, Span, Subscriber, field::Field, level_filters::LevelFilter};
-use tracing_opentelemetry::{OpenTelemetrySpanExt as _, OtelData};
+use prometheus::IntCounter;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+use tracing::{Span, level_filters::LevelFilter};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    field::Visit,
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
-    layer::SubscriberExt as _,
-    registry::LookupSpan,
-    util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 use crate::{
-    config::{JaegerConfig, LogConfig},
+    config::{GraylogConfig, JaegerConfig, LogConfig},
     error::StartError,
+    gelf,
+    grpc::registered,
+    log::{JsonLines, Wanted},
 };
 
+/// The part of `shutdown_grace` that the traces and the log have.
+pub(crate) const FLUSH_BOUND: Duration = Duration::from_secs(1);
+/// Spans wait so long for others to share a packet.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
+/// Spans of one export: about two packets, more would only be split again and again.
+const BATCH_SPANS: usize = 64;
+/// Spans that wait for the agent; one more is lost.
+const QUEUED_SPANS: usize = 8_192;
+/// Events and links of one span: with these it still fits into a packet.
+const SPAN_EVENTS: u32 = 16;
+/// See [`SPAN_EVENTS`].
+pub const SPAN_LINKS: usize = 64;
+
 /// Keeps the exporter alive; [`Telemetry::shutdown`] sends what is left.
-pub struct Telemetry(TracerProvider);
+pub struct Telemetry {
+    traces: Option<TracerProvider>,
+    lines: Option<gelf::Flush>,
+}
 
 /// Installs the subscriber of the process. A second call in one process (tests) keeps the first.
 ///
 /// # Errors
-/// A log level that is none.
+/// A log level or a ratio that is none.
 pub fn init(
     service: &'static str,
     log: &LogConfig,
     jaeger: &JaegerConfig,
+    graylog: &GraylogConfig,
 ) -> Result<Telemetry, StartError> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| {
-        StartError::new(
-            format!("log.level = {:?}: {error}", log.level),
-            "write error, warn, info or debug",
-        )
-    })?;
-    let resource = Resource::new([KeyValue::new("service.name", service)]);
-    let mut builder =
-        TracerProvider::builder().with_config(Config::default().with_resource(resource));
-    if !jaeger.host.is_empty() {
-        let exporter = AgentExporter::new(service, format!("{}:{}", jaeger.host, jaeger.port));
-        builder = builder
-            .with_span_processor(BatchSpanProcessor::builder(exporter, runtime::Tokio).build());
+    let wanted = EnvFilter::try_new(&log.level)
+        .map(Wanted)
+        .map_err(|error| {
+            StartError::new(
+                format!("log.level = {:?}: {error}", log.level),
+                "write error, warn, info or debug",
+            )
+        })?;
+    if !(0.0..=1.0).contains(&jaeger.sample_ratio) {
+        return Err(StartError::new(
+            format!("jaeger.sample_ratio = {}", jaeger.sample_ratio),
+            "write a number from 0 to 1",
+        ));
     }
-    let provider = builder.build();
+    if tracing::dispatcher::has_been_set() {
+        return Ok(Telemetry {
+            traces: None,
+            lines: None,
+        });
+    }
+    let provider = provider(service, jaeger);
     // spans are made whatever the log level: the trace id of an answer does not depend on it
     let spans = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(service))
+        .with_location(false)
+        .with_threads(false)
         .with_filter(LevelFilter::INFO);
     let lines = tracing_subscriber::fmt::layer()
         .event_format(JsonLines)
-        .with_filter(filter);
+        .with_filter(wanted.clone());
+    let (gelf, flush) = (!graylog.host.is_empty())
+        .then(|| gelf::layer(service, graylog))
+        .unzip();
     let installed = tracing_subscriber::registry()
         .with(spans)
         .with(lines)
+        .with(gelf.map(|layer| layer.with_filter(wanted)))
         .try_init();
     if installed.is_ok() {
-        std::panic::set_hook(Box::new(|panic| {
-            let location = panic
-                .location()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            tracing::error!(panic.message = %panic_text(panic.payload()), panic.location = %location, "panicked");
+        let panics = registered(IntCounter::new(
+            format!("{service}_counter_panics_total"),
+            "Panics: of handlers, which then answer INTERNAL, and of anything else.",
+        ));
+        std::panic::set_hook(Box::new(move |panic| {
+            panics.inc();
+            log_panic(panic);
         }));
     }
-    Ok(Telemetry(provider))
+    Ok(Telemetry {
+        traces: Some(provider),
+        lines: flush,
+    })
+}
+
+fn provider(service: &'static str, jaeger: &JaegerConfig) -> TracerProvider {
+    // without an exporter spans only carry their ids
+    let sampler = if jaeger.host.is_empty() {
+        Sampler::AlwaysOff
+    } else {
+        Sampler::TraceIdRatioBased(jaeger.sample_ratio)
+    };
+    let config = Config::default()
+        .with_resource(Resource::new([KeyValue::new("service.name", service)]))
+        .with_sampler(Sampler::ParentBased(Box::new(sampler)))
+        .with_max_events_per_span(SPAN_EVENTS)
+        .with_max_links_per_span(SPAN_LINKS as u32);
+    let mut builder = TracerProvider::builder().with_config(config);
+    if !jaeger.host.is_empty() {
+        let lost = lost_spans(service).clone();
+        // said by the queue for each span that finds it full, inside the call that the span belongs to: counted, not logged
+        opentelemetry::global::set_error_handler(move |_| lost.inc()).ok();
+        let batches = BatchConfigBuilder::default()
+            .with_scheduled_delay(BATCH_DELAY)
+            .with_max_export_batch_size(BATCH_SPANS)
+            .with_max_queue_size(QUEUED_SPANS)
+            .build();
+        let exporter = AgentExporter(Arc::new(Mutex::new(Agent::new(service, jaeger))));
+        let processor = BatchSpanProcessor::builder(exporter, runtime::Tokio)
+            .with_batch_config(batches)
+            .build();
+        builder = builder.with_span_processor(processor);
+    }
+    builder.build()
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map(ToString::to_string);
+    tracing::error!(panic.message = %panic_text(panic.payload()), panic.location = %location.unwrap_or_default(), "panicked");
 }
 
 /// The text of a panic's payload.
-pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| payload.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no text".to_owned())
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
 }
 
 impl Telemetry {
-    /// Sends what is left, for at most `bound`: the exporter's own shutdown has none.
-    pub async fn shutdown(self, bound: Duration) {
-        let flush = tokio::task::spawn_blocking(move || drop(self.0));
-        if tokio::time::timeout(bound, flush).await.is_err() {
-            tracing::warn!("traces were not flushed in time");
+    /// Sends what is left, for at most [`FLUSH_BOUND`]: neither the exporter nor Graylog has a bound of its own.
+    pub async fn shutdown(self) {
+        let traces = tokio::task::spawn_blocking(move || drop(self.traces));
+        let lines = async {
+            if let Some(lines) = self.lines {
+                lines.flush().await;
+            }
+        };
+        let flushed = async { tokio::join!(traces, lines) };
+        if timeout(FLUSH_BOUND, flushed).await.is_err() {
+            tracing::warn!("traces or log lines were not sent in time");
         }
     }
 }
@@ -162,139 +243,129 @@ fn remote(traceparent: &str) -> opentelemetry::Context {
     deprecated,
     reason = "the agent protocol is required; upstream would have us on OTLP"
 )]
-type Agent = opentelemetry_jaeger::Exporter;
+type Jaeger = opentelemetry_jaeger::Exporter;
 
-/// Jaeger's agent over UDP, found when there is something to send: its host name may resolve only later.
-struct AgentExporter {
+/// Between two looks for an agent that was not found, and between two complaints.
+const AGENT_RETRY: Duration = Duration::from_secs(30);
+/// For a name to resolve.
+const RESOLVE_BOUND: Duration = Duration::from_secs(5);
+
+/// Jaeger's agent over UDP, found when there is something to send: its host name may resolve only later, and to another
+/// address when it comes back.
+struct Agent {
     service: &'static str,
-    endpoint: String,
-    agent: Option<Agent>,
-    next_try: Instant,
+    address: (String, u16),
+    exporter: Option<Jaeger>,
+    next_look: Instant,
+    next_complaint: Instant,
 }
 
-impl AgentExporter {
-    fn new(service: &'static str, endpoint: String) -> Self {
-        AgentExporter {
+impl Agent {
+    fn new(service: &'static str, config: &JaegerConfig) -> Agent {
+        Agent {
             service,
-            endpoint,
-            agent: None,
-            next_try: Instant::now(),
+            address: (config.host.clone(), config.port),
+            exporter: None,
+            next_look: Instant::now(),
+            next_complaint: Instant::now(),
         }
     }
 
-    fn connect(&mut self) {
-        if self.agent.is_some() || Instant::now() < self.next_try {
-            return;
-        }
-        #[expect(deprecated, reason = "as above")]
-        let agent = opentelemetry_jaeger::new_agent_pipeline()
-            .with_service_name(self.service)
-            .with_endpoint(&self.endpoint)
-            // a datagram that passes any link; larger batches are split
-            .with_max_packet_size(9_000)
-            .with_auto_split_batch(true)
-            .build_sync_agent_exporter();
-        match agent {
-            Ok(agent) => self.agent = Some(agent),
-            Err(error) => {
-                tracing::warn!(jaeger.endpoint = %self.endpoint, error = %error, "jaeger agent not found");
-                self.next_try = Instant::now() + Duration::from_secs(30);
+    async fn send(&mut self, batch: Vec<SpanData>) {
+        let mut lost = batch.len();
+        if let Err(cause) = self.try_send(batch, &mut lost).await {
+            lost_spans(self.service).inc_by(lost as u64);
+            if Instant::now() >= self.next_complaint {
+                self.next_complaint = Instant::now() + AGENT_RETRY;
+                let (host, port) = &self.address;
+                tracing::warn!(jaeger.host = %host, jaeger.port = port, error = %cause, "spans lost");
             }
         }
     }
+
+    async fn try_send(&mut self, batch: Vec<SpanData>, lost: &mut usize) -> Result<(), String> {
+        let mut exporter = match self.exporter.take() {
+            Some(exporter) => exporter,
+            None => self.find().await?,
+        };
+        if exporter.export(batch.clone()).await.is_ok() {
+            self.exporter = Some(exporter);
+            return Ok(());
+        }
+        // a span that is larger than a packet, or a packet that was refused, must not cost the others
+        let mut cause = None;
+        *lost = 0;
+        for span in batch {
+            if let Err(error) = exporter.export(vec![span]).await {
+                cause = Some(error.to_string());
+                *lost += 1;
+            }
+        }
+        cause.map_or(Ok(()), Err)
+    }
+
+    /// Resolves the name without holding up a thread of the runtime, which the exporter itself would.
+    async fn find(&mut self) -> Result<Jaeger, String> {
+        if Instant::now() < self.next_look {
+            return Err("the agent was not found".into());
+        }
+        let found = self.resolve_and_open().await;
+        if found.is_err() {
+            self.next_look = Instant::now() + AGENT_RETRY;
+        }
+        found
+    }
+
+    async fn resolve_and_open(&self) -> Result<Jaeger, String> {
+        let (host, port) = (self.address.0.as_str(), self.address.1);
+        let found = timeout(RESOLVE_BOUND, tokio::net::lookup_host((host, port))).await;
+        let found = found.map_err(|_| "the name does not resolve in time".to_owned())?;
+        let found: Vec<_> = found.map_err(|error| error.to_string())?.collect();
+        // of localhost's two addresses an agent listens on the older one, if on one only
+        let preferred = found.iter().find(|address| address.is_ipv4());
+        let address = preferred
+            .or(found.first())
+            .ok_or("the name has no address")?;
+        #[expect(deprecated, reason = "as above")]
+        let pipeline = opentelemetry_jaeger::new_agent_pipeline()
+            .with_service_name(self.service)
+            .with_endpoint(address.to_string())
+            // passes links with large frames whole; larger batches are split
+            .with_max_packet_size(9_000)
+            .with_auto_split_batch(true);
+        pipeline
+            .build_sync_agent_exporter()
+            .map_err(|error| error.to_string())
+    }
 }
+
+/// The agent for the batch processor, which wants futures that borrow nothing.
+struct AgentExporter(Arc<Mutex<Agent>>);
 
 impl fmt::Debug for AgentExporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AgentExporter")
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
+        f.debug_struct("AgentExporter").finish_non_exhaustive()
     }
 }
 
 impl SpanExporter for AgentExporter {
     fn export(&mut self, batch: Vec<SpanData>) -> BoxFuture<'static, ExportResult> {
-        self.connect();
-        match self.agent.as_mut() {
-            Some(agent) => agent.export(batch),
-            None => Box::pin(async {
-                Err(TraceError::from(
-                    "the jaeger agent's address does not resolve",
-                ))
-            }),
-        }
-    }
-
-    fn shutdown(&mut self) {
-        if let Some(agent) = self.agent.as_mut() {
-            agent.shutdown();
-        }
+        let agent = self.0.clone();
+        Box::pin(async move {
+            agent.lock().await.send(batch).await;
+            Ok(())
+        })
     }
 }
 
-/// One JSON object a line: `ts`, `level`, `message`, `target`, `trace_id`, `span_id`, the span's and the event's fields.
-struct JsonLines;
-
-impl<S, N> FormatEvent<S, N> for JsonLines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        ctx: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut line = Map::new();
-        let now =
-            time::OffsetDateTime::now_utc().format(&time::format_description::well_known::Rfc3339);
-        line.insert("ts".into(), now.unwrap_or_default().into());
-        line.insert("level".into(), event.metadata().level().as_str().into());
-        line.insert("target".into(), event.metadata().target().into());
-        if let Some(span) = ctx.lookup_current() {
-            line.insert("span".into(), span.name().into());
-            if let Some(data) = span.extensions().get::<OtelData>() {
-                let parent = data.parent_cx.span().span_context().clone();
-                let trace_id = if parent.is_valid() {
-                    Some(parent.trace_id())
-                } else {
-                    data.builder.trace_id
-                };
-                line.insert("trace_id".into(), trace_id.map(|id| id.to_string()).into());
-                line.insert(
-                    "span_id".into(),
-                    data.builder.span_id.map(|id| id.to_string()).into(),
-                );
-            }
-        }
-        event.record(&mut Fields(&mut line));
-        writeln!(writer, "{}", Value::Object(line))
-    }
-}
-
-struct Fields<'a>(&'a mut Map<String, Value>);
-
-impl Visit for Fields<'_> {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0
-            .insert(field.name().into(), format!("{value:?}").into());
-    }
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.insert(field.name().into(), value.into());
-    }
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.0.insert(field.name().into(), value.into());
-    }
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.0.insert(field.name().into(), value.into());
-    }
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.0.insert(field.name().into(), value.into());
-    }
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.0.insert(field.name().into(), value.into());
-    }
+fn lost_spans(service: &'static str) -> &'static IntCounter {
+    static LOST: OnceLock<IntCounter> = OnceLock::new();
+    LOST.get_or_init(|| {
+        registered(IntCounter::new(
+            format!("{service}_counter_spans_lost_total"),
+            "Spans that were not sent: the queue was full, or the agent was not there.",
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,14 @@ mod json;
 /// Every message and service of the contract, as `google.protobuf.FileDescriptorSet` bytes; reflection serves it.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The HTTP door of each service as an OpenAPI 3.1 document, JSON.
+pub mod openapi {
+    pub const CHECKOUT: &str = include_str!(concat!(env!("OUT_DIR"), "/checkout.openapi.json"));
+    pub const LOMS: &str = include_str!(concat!(env!("OUT_DIR"), "/loms.openapi.json"));
+    pub const NOTIFICATIONS: &str =
+        include_str!(concat!(env!("OUT_DIR"), "/notifications.openapi.json"));
+}
+
 /// A user's cart and the purchase.
 pub mod cart {
     tonic::include_proto!("cart");

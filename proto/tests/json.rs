@@ -91,14 +91,17 @@ fn an_order_is_written_with_its_history_and_times_in_utc() {
             status: "new".into(),
             actor: "user".into(),
             at: at(1_291_197_600, 250_000_000),
+            from_status: String::new(),
         }],
+        created_at: at(1_291_197_600, 250_000_000),
     };
     let body = json!({
         "status": "awaiting payment",
         "user": "7",
         "items": [{ "sku": 1002, "count": 3 }],
         "paymentDeadline": "2010-12-01T10:10:00Z",
-        "history": [{ "sequence": 1, "status": "new", "actor": "user", "at": "2010-12-01T10:00:00.250Z" }],
+        "history": [{ "sequence": 1, "status": "new", "actor": "user", "at": "2010-12-01T10:00:00.250Z", "fromStatus": "" }],
+        "createdAt": "2010-12-01T10:00:00.250Z",
     });
     assert_eq!(written(&order), body);
     assert_eq!(read::<loms::ListOrderResponse>(body), order);

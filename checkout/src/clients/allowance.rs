@@ -1,10 +1,12 @@
 //! What ProductService allows: so many requests in any second and so many at once, for the whole process. A sliding
 //! window, because a token bucket with a burst of ten lets twenty through in its first second.
 //!
-//! It is exact where it is counted, at the other end: a request's second begins when it has arrived there, which is
-//! known once its answer is back, and on a connection that works is at most `margin` after it was sent.
+//! It is exact where it is counted, at the other end: a request's second begins when it has arrived there. That is known
+//! once its answer is back; of an answer that takes longer than `margin` it is also known how long answers usually take,
+//! and only what it took beyond that can have been spent on the road.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,6 +17,8 @@ use tokio::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+/// As many answers say how long one usually takes: enough that a few late ones are seen as such.
+const REMEMBERED: usize = 15;
 
 /// The allowance; clones share it.
 #[derive(Clone)]
@@ -33,6 +37,8 @@ struct State {
     running: usize,
     at_once: usize,
     last_answer: Option<Instant>,
+    /// How long the last answers took, the newest at the end.
+    took: VecDeque<Duration>,
     margin: Duration,
 }
 
@@ -45,7 +51,7 @@ pub struct Slot {
 
 struct Sent {
     at: Instant,
-    /// The connection was seen to work just before, so this request arrives within the margin.
+    /// The connection was seen to work just before, so this request need not wait for one.
     warm: bool,
     answered: bool,
 }
@@ -105,6 +111,7 @@ impl State {
             running: 0,
             at_once: at_once.max(1),
             last_answer: None,
+            took: VecDeque::with_capacity(REMEMBERED),
             margin,
         }
     }
@@ -138,14 +145,35 @@ impl State {
 
     fn give_back(&mut self, free: Instant, sent: Option<&Sent>, now: Instant) {
         self.running -= 1;
-        self.free.push(match sent {
-            None => free,
-            Some(sent) if sent.warm => now.min(sent.at + self.margin) + SECOND,
-            Some(_) => now + SECOND,
-        });
-        if sent.is_some_and(|sent| sent.answered) {
+        let Some(sent) = sent else {
+            return self.free.push(free);
+        };
+        self.free.push(self.arrived(sent, now) + SECOND);
+        if sent.answered {
             self.last_answer = Some(now);
+            if self.took.len() == REMEMBERED {
+                self.took.pop_front();
+            }
+            self.took.push_back(now.duration_since(sent.at));
         }
+    }
+
+    /// The latest that a request which is over now can have arrived there.
+    fn arrived(&self, sent: &Sent, now: Instant) -> Instant {
+        match self.usual() {
+            Some(usual) if sent.warm => {
+                let longer = now.duration_since(sent.at).saturating_sub(usual);
+                now.min(sent.at + self.margin + longer)
+            }
+            _ => now,
+        }
+    }
+
+    /// The median: a few late answers do not change what is usual.
+    fn usual(&self) -> Option<Duration> {
+        let mut took: Vec<_> = self.took.iter().copied().collect();
+        took.sort_unstable();
+        took.get(took.len() / 2).copied()
     }
 }
 
@@ -182,10 +210,18 @@ mod tests {
     /// When a request arrived at the other end, when it left there, when its answer was back.
     type Seen = (Instant, Instant, Instant);
 
-    /// Sends `count` requests from `now` on as fast as the state lets them, each `way` away from the other end, where it
-    /// takes `work`. Time is simulated, from one event to the next.
-    fn play(state: &mut State, mut now: Instant, count: usize, way: u64, work: u64) -> Vec<Seen> {
-        let (way, work) = (Duration::from_millis(way), Duration::from_millis(work));
+    fn play(state: &mut State, now: Instant, count: usize, way: u64, work: u64) -> Vec<Seen> {
+        play_each(state, now, count, |_| (way, work))
+    }
+
+    /// Sends `count` requests from `now` on as fast as the state lets them, the n-th so many milliseconds away from the
+    /// other end, where it takes so many. Time is simulated, from one event to the next.
+    fn play_each(
+        state: &mut State,
+        mut now: Instant,
+        count: usize,
+        road: impl Fn(usize) -> (u64, u64),
+    ) -> Vec<Seen> {
         let (mut seen, mut flying): (Vec<Seen>, Vec<(Instant, Sent, Instant)>) = (vec![], vec![]);
         while seen.len() < count || !flying.is_empty() {
             flying.sort_by_key(|(back, ..)| *back);
@@ -203,6 +239,8 @@ mod tests {
             };
             match next {
                 Next::Now(free) => {
+                    let (way, work) = road(seen.len());
+                    let (way, work) = (Duration::from_millis(way), Duration::from_millis(work));
                     let arrives = now + way;
                     seen.push((arrives, arrives + work, arrives + work + way));
                     flying.push((arrives + work + way, state.send(now), free));
@@ -268,6 +306,19 @@ mod tests {
         let then = seen.iter().map(|s| s.2).max().unwrap();
         seen.extend(play(&mut state, then, 20, 0, 0));
         assert!(most_in_a_second(&seen) <= 10);
+    }
+
+    #[test]
+    fn a_request_that_arrives_late_moves_its_second() {
+        for work in [0, 20, 300] {
+            let began = Instant::now();
+            let mut state = State::new(10, 5, MARGIN, began);
+            // now and then one hangs on the road, as on a busy machine or after a lost packet
+            let road = |n: usize| (if n % 17 == 16 { 250 } else { 2 }, work);
+            let seen = play_each(&mut state, began, 300, road);
+            assert!(most_in_a_second(&seen) <= 10, "{work} ms of work");
+            assert!(most_at_once(&seen) <= 5, "{work} ms of work");
+        }
     }
 
     #[tokio::test]

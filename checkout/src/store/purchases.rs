@@ -203,11 +203,12 @@ pub async fn close_purchase(
     Ok(closed.rows_affected() == 1)
 }
 
-/// A caller hears the outcome now.
-pub async fn mark_told(conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+/// Whether a caller has heard the outcome.
+pub async fn mark_told(conn: &mut PgConnection, id: Uuid, told: bool) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "UPDATE checkout.purchase SET told = true WHERE id = $1 AND closed_at IS NOT NULL",
-        id
+        "UPDATE checkout.purchase SET told = $2 WHERE id = $1 AND closed_at IS NOT NULL",
+        id,
+        told
     )
     .execute(conn)
     .await?;

@@ -1,11 +1,5 @@
 //! The service as a process that is killed in the middle of a purchase: before LOMS has the order, and after.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
-    process::{Child, Command, Stdio},
-};
-
 use proto::cart::{AddToCartRequest, ListCartRequest};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -13,58 +7,11 @@ use tonic::Code;
 
 use crate::{
     loms_stub::{LomsStub, Mood},
+    process::Process,
     test_app::{
         Neighbours, assert_consistent, config, connect, count_open, eventually, purchase_request,
     },
 };
-
-/// A running service; killed, not stopped.
-struct Process {
-    child: Child,
-    grpc: SocketAddr,
-}
-
-impl Process {
-    fn start(config: &Value) -> Self {
-        Self::start_with(config, "")
-    }
-
-    /// `crash_points` as the crate `fail` reads them; without its feature nothing does.
-    fn start_with(config: &Value, crash_points: &str) -> Self {
-        let database = config["postgres"]["connection_string"].as_str().unwrap();
-        let (_, database) = database.rsplit_once('/').unwrap();
-        let path = std::env::temp_dir().join(format!("{database}-{}.yaml", std::process::id()));
-        // JSON is YAML
-        std::fs::write(&path, config.to_string()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_checkout"))
-            .args(["serve", "--stop-on-stdin-close", "--config"])
-            .arg(&path)
-            .env("FAILPOINTS", crash_points)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let announced: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-        std::fs::remove_file(path).unwrap();
-        Self {
-            child,
-            grpc: announced["grpc"].as_str().unwrap().parse().unwrap(),
-        }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 async fn killed_while_loms_holds(pool: PgPool, mood: Mood) {
     let Neighbours {
@@ -144,47 +91,106 @@ async fn killed_after_loms_has_the_order(pool: PgPool) {
     killed_while_loms_holds(pool, Mood::HoldsAfter).await;
 }
 
+/// A purchase that is cut by the process aborting at a named point.
+#[cfg(feature = "failpoints")]
+#[derive(Clone, Copy, Debug)]
+struct Crash {
+    user: i64,
+    point: &'static str,
+    /// Under an idempotency key.
+    keyed: bool,
+    /// The units are gone when LOMS is asked, so that the lines come back.
+    short: bool,
+    /// The next call comes when the worker has finished, or finishes it itself.
+    waits_for_worker: bool,
+}
+
+/// Each point with a key and without, with the stock and without, finished by the worker and by the next call.
+/// `CRASH_ROUNDS=100` for more.
+#[cfg(feature = "failpoints")]
+fn crashes() -> Vec<Crash> {
+    let points = ["purchase-begun", "order-placed", "purchase-closing"];
+    let given = std::env::var("CRASH_ROUNDS").ok();
+    let rounds: usize = given.map_or(4 * points.len(), |text| text.parse().unwrap());
+    let crash = |n: usize| Crash {
+        user: i64::try_from(n).unwrap() + 1,
+        point: points[n % points.len()],
+        keyed: n / points.len() % 2 == 0,
+        short: n / points.len() % 4 >= 2,
+        waits_for_worker: n % 2 == 0,
+    };
+    (0..rounds).map(crash).collect()
+}
+
 #[cfg(feature = "failpoints")]
 #[sqlx::test]
 async fn aborted_at_each_crash_point(pool: PgPool) {
-    let Neighbours {
-        loms,
-        addresses,
-        serving: _serving,
-        ..
-    } = Neighbours::start().await;
-    let config = config(
-        &pool,
-        addresses,
-        &json!({"purchases": {"resume_after": "500ms"}}),
-    );
-    loms.stock(5, 100);
-    for (done, point) in ["purchase-begun", "order-placed", "purchase-closing"]
-        .iter()
-        .enumerate()
-    {
-        let process = Process::start_with(&config, &format!("{point}=return"));
+    let neighbours = Neighbours::start().await;
+    let quick = json!({"purchases": {"resume_after": "500ms"}});
+    let config = config(&pool, neighbours.addresses, &quick);
+    for crash in crashes() {
+        let before = neighbours.loms.orders().len();
+        neighbours.loms.stock(5, 2);
+        let process = Process::start_with(&config, &format!("{}=return", crash.point));
         let mut client = connect(process.grpc).await;
+        let key = if crash.keyed { "k" } else { "" };
+        let request = || purchase_request(crash.user, key);
+        let (user, sku) = (crash.user, 5);
         let add = AddToCartRequest {
-            user: 1,
-            sku: 5,
+            user,
+            sku,
             count: 2,
         };
         client.add_to_cart(add).await.unwrap();
-        let broken = client.purchase(purchase_request(1, point)).await;
-        assert!(broken.is_err(), "{point}");
-        assert_eq!(count_open(&pool).await, 1, "{point}");
+        neighbours.loms.stock(5, if crash.short { 1 } else { 2 });
+        assert!(client.purchase(request()).await.is_err(), "{crash:?}");
+        assert_eq!(count_open(&pool).await, 1, "{crash:?}");
+        let placed = neighbours.loms.orders().len() - before;
+        assert_eq!(
+            placed,
+            usize::from(crash.point != "purchase-begun"),
+            "{crash:?}"
+        );
         drop(process);
 
         let after = Process::start(&config);
-        eventually("the worker finishes it", async || {
-            count_open(&pool).await == 0
-        })
-        .await;
-        assert_eq!(loms.orders().len(), done + 1, "{point}");
         let mut client = connect(after.grpc).await;
-        let told = client.purchase(purchase_request(1, point)).await.unwrap();
-        assert_eq!(told.into_inner().order_id, i64::try_from(done).unwrap() + 1);
-        assert_consistent(&pool, &loms).await;
+        if crash.waits_for_worker {
+            let closed = async || count_open(&pool).await == 0;
+            eventually("the worker finishes it", closed).await;
+            assert_eq!(neighbours.loms.orders().len(), before + 1, "{crash:?}");
+        }
+        let told = client.purchase(request()).await;
+        let orders = &neighbours.loms.orders()[before..];
+        let listed = client.list_cart(ListCartRequest { user }).await.unwrap();
+        let in_cart: u32 = listed
+            .into_inner()
+            .items
+            .iter()
+            .map(|item| item.count)
+            .sum();
+        if crash.short {
+            assert_eq!(
+                told.unwrap_err().code(),
+                Code::FailedPrecondition,
+                "{crash:?}"
+            );
+            // without a key, lines that the worker gave back are tried again
+            let tries = if crash.waits_for_worker && !crash.keyed {
+                2
+            } else {
+                1
+            };
+            assert_eq!((orders.len(), in_cart), (tries, 2), "{crash:?}");
+            assert!(orders.iter().all(|order| order.status == "failed"));
+        } else {
+            assert_eq!(
+                told.unwrap().into_inner().order_id,
+                orders[0].id,
+                "{crash:?}"
+            );
+            assert_eq!((orders.len(), in_cart), (1, 0), "{crash:?}");
+        }
+        assert_consistent(&pool, &neighbours.loms).await;
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use pbjson_types::Empty;
 use proto::loms::{self as pb, loms_server as server};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
-use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+use tonic::{Request, Response, Status, metadata::MetadataMap, transport::server::TcpIncoming};
 
 /// How it behaves towards everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,7 @@ struct State {
     order_calls: usize,
     placing: usize,
     most_placing: usize,
+    last: MetadataMap,
 }
 
 /// Counts a CreateOrder as in progress until it is answered or its caller has left.
@@ -78,6 +79,7 @@ impl LomsStub {
                 order_calls: 0,
                 placing: 0,
                 most_placing: 0,
+                last: MetadataMap::new(),
             }),
             gate: Semaphore::new(0),
             arrived: Semaphore::new(0),
@@ -142,6 +144,11 @@ impl LomsStub {
 
     pub(crate) fn order_calls(&self) -> usize {
         self.0.state.lock().unwrap().order_calls
+    }
+
+    /// The metadata of the last request for stock, or for an order.
+    pub(crate) fn last(&self) -> MetadataMap {
+        self.0.state.lock().unwrap().last.clone()
     }
 
     /// Somebody else pays, cancels, .. the order.
@@ -259,6 +266,7 @@ impl server::Loms for LomsStub {
         request: Request<pb::CreateOrderRequest>,
     ) -> Result<Response<pb::CreateOrderResponse>, Status> {
         let _placing = self.placing();
+        self.0.state.lock().unwrap().last = request.metadata().clone();
         self.behave().await?;
         let mood = self.mood_now();
         if mood == Mood::Refusing {
@@ -332,7 +340,11 @@ impl server::Loms for LomsStub {
         &self,
         request: Request<pb::StocksRequest>,
     ) -> Result<Response<pb::StocksResponse>, Status> {
-        self.0.state.lock().unwrap().stock_calls += 1;
+        {
+            let mut state = self.0.state.lock().unwrap();
+            state.stock_calls += 1;
+            state.last = request.metadata().clone();
+        }
         self.behave().await?;
         let count = self.on_sale(request.into_inner().sku);
         // over two warehouses, as stock is

@@ -4,10 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 mod carts;
+mod concurrency;
 mod crashes;
 mod loms_stub;
+mod metrics;
+mod neighbours;
+mod process;
+mod product_limits;
 mod products;
 mod products_stub;
+mod products_tls;
 mod proxy;
 mod purchases;
 mod recovery;

@@ -1,17 +1,27 @@
-//! ProductService on the wire: it counts what it sees, and can be slow, limited, failing or hanging.
+//! ProductService on the wire: it counts what it sees, refuses what is over its limits, and can be slow, failing or
+//! hanging.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     net::SocketAddr,
+    ops::Range,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use proto::product::{self as pb, product_service_server as server};
-use tokio::{net::TcpListener, task::JoinSet, time::Instant};
-use tonic::{Code, Request, Response, Status, transport::server::TcpIncoming};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinSet, time::Instant};
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::MetadataMap,
+    transport::{Identity, ServerTlsConfig, server::TcpIncoming},
+};
 
 pub(crate) const TOKEN: &str = "testtoken";
+
+/// What the outside party allows, and answers RESOURCE_EXHAUSTED above: in any second, and at once.
+pub(crate) const ALLOWED: (usize, usize) = (10, 5);
+const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Default)]
 pub(crate) struct ProductsStub(Arc<Mutex<State>>);
@@ -27,6 +37,18 @@ struct State {
     unknown: HashSet<u32>,
     failures: VecDeque<Code>,
     always: Option<Code>,
+    limited: bool,
+    refused: usize,
+    last: MetadataMap,
+}
+
+impl State {
+    fn is_over_its_limits(&self) -> bool {
+        let now = Instant::now();
+        let recent = self.arrivals.iter().rev();
+        let in_this_second = recent.take_while(|at| now.duration_since(**at) < SECOND);
+        self.limited && (in_this_second.count() > ALLOWED.0 || self.running > ALLOWED.1)
+    }
 }
 
 /// Counts a request as running until it is answered or its caller has reset it.
@@ -40,14 +62,75 @@ impl Drop for Running {
 
 impl ProductsStub {
     pub(crate) async fn start(serving: &mut JoinSet<()>) -> (Self, SocketAddr) {
+        Self::start_with(serving, None).await
+    }
+
+    /// Over TLS, where it has an identity.
+    pub(crate) async fn start_with(
+        serving: &mut JoinSet<()>,
+        identity: Option<Identity>,
+    ) -> (Self, SocketAddr) {
         let stub = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tonic::transport::Server::builder()
-            .add_service(server::ProductServiceServer::new(stub.clone()))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        serving.spawn(async move { server.await.unwrap() });
+        serving.spawn(stub.clone().serve(listener, identity));
         (stub, address)
+    }
+
+    /// On a thread of its own, so that when a request came is not said later because its callers are at work.
+    pub(crate) async fn start_apart(serving: &mut JoinSet<()>) -> (Self, SocketAddr) {
+        let stub = Self::default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, closed) = oneshot::channel::<()>();
+        // the thread ends with the set that the other stand-ins are in
+        serving.spawn(async move {
+            let _open = open;
+            std::future::pending().await
+        });
+        let on_thread = stub.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
+                tokio::select! {
+                    () = on_thread.serve(listener, None) => {}
+                    _ = closed => {}
+                }
+            });
+        });
+        (stub, address)
+    }
+
+    async fn serve(self, listener: TcpListener, identity: Option<Identity>) {
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(identity) = identity {
+            builder = builder
+                .tls_config(ServerTlsConfig::new().identity(identity))
+                .unwrap();
+        }
+        builder
+            .add_service(server::ProductServiceServer::new(self))
+            .serve_with_incoming(TcpIncoming::from(listener))
+            .await
+            .unwrap();
+    }
+
+    /// From now on what is over its limits is refused.
+    pub(crate) fn limit(&self) {
+        self.0.lock().unwrap().limited = true;
+    }
+
+    /// How many requests were over its limits.
+    pub(crate) fn refused(&self) -> usize {
+        self.0.lock().unwrap().refused
+    }
+
+    /// The metadata of the last request.
+    pub(crate) fn last(&self) -> MetadataMap {
+        self.0.lock().unwrap().last.clone()
     }
 
     pub(crate) fn delay(&self, delay: Duration) {
@@ -76,6 +159,13 @@ impl ProductsStub {
         self.0.lock().unwrap().asked.get(&sku).copied().unwrap_or(0)
     }
 
+    /// How often it was asked for one of these.
+    pub(crate) fn asked_of(&self, skus: Range<u32>) -> usize {
+        let state = self.0.lock().unwrap();
+        let of_these = state.asked.iter().filter(|(sku, _)| skus.contains(sku));
+        of_these.map(|(_, times)| times).sum()
+    }
+
     pub(crate) fn requests(&self) -> usize {
         self.0.lock().unwrap().arrivals.len()
     }
@@ -87,11 +177,10 @@ impl ProductsStub {
     /// The most requests that arrived within any second.
     pub(crate) fn most_in_a_second(&self) -> usize {
         let arrivals = self.0.lock().unwrap().arrivals.clone();
-        let second = Duration::from_secs(1);
         let from = |at: &Instant| {
             arrivals
                 .iter()
-                .filter(|a| **a >= *at && **a < *at + second)
+                .filter(|a| **a >= *at && **a < *at + SECOND)
                 .count()
         };
         arrivals.iter().map(from).max().unwrap_or(0)
@@ -104,15 +193,23 @@ impl server::ProductService for ProductsStub {
         &self,
         request: Request<pb::GetProductRequest>,
     ) -> Result<Response<pb::GetProductResponse>, Status> {
+        let metadata = request.metadata().clone();
         let pb::GetProductRequest { token, sku } = request.into_inner();
         let (_running, delay, failure) = {
             let mut state = self.0.lock().unwrap();
+            state.last = metadata;
             state.arrivals.push(Instant::now());
             state.running += 1;
             state.most_running = state.most_running.max(state.running);
             *state.asked.entry(sku).or_default() += 1;
             let failure = state.always.or_else(|| state.failures.pop_front());
-            (Running(self.clone()), state.delay, failure)
+            let running = Running(self.clone());
+            if state.is_over_its_limits() {
+                state.refused += 1;
+                drop(state);
+                return Err(Status::resource_exhausted("slow down"));
+            }
+            (running, state.delay, failure)
         };
         tokio::time::sleep(delay).await;
         if let Some(code) = failure {

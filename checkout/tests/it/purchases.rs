@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use sqlx::PgPool;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use tonic::Code;
 
 use crate::{
@@ -342,5 +343,41 @@ async fn a_purchase_without_a_key_takes_that_of_the_call_it_answers(pool: PgPool
     fill(&app).await;
     assert_eq!(app.purchase_with(1, "k").await.unwrap(), 1);
     assert_eq!(app.purchase(1).await.unwrap(), 2);
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn an_outcome_that_came_too_late_for_its_caller_is_told_next(pool: PgPool) {
+    let app = with_cart(pool).await;
+    app.loms.mood(Mood::HoldsAfter);
+    // between asking whether the caller is there and the commit, something takes longer than the caller waits
+    let (answered, late) = oneshot::channel::<()>();
+    let delaying = async {
+        app.loms.held().await;
+        let mut tx = app.pool.begin().await.unwrap();
+        let lock = "SELECT id FROM checkout.purchase FOR UPDATE";
+        sqlx::query(lock).execute(&mut *tx).await.unwrap();
+        app.loms.release();
+        late.await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let hurried = async {
+        let wait = Some(Duration::from_secs(1));
+        let code = app.code("/purchase", json!({"user": 1}), wait).await;
+        answered.send(()).unwrap();
+        code
+    };
+    let (code, ()) = tokio::join!(hurried, delaying);
+    assert_eq!(code, Code::DeadlineExceeded);
+    eventually("the purchase is closed", async || {
+        app.open_purchases().await == 0
+    })
+    .await;
+    assert_eq!(app.purchase(1).await.unwrap(), 1, "the outcome, told once");
+    refused(
+        app.purchase(1).await,
+        Code::FailedPrecondition,
+        "EMPTY_CART",
+    );
     app.finish().await;
 }

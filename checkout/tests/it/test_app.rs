@@ -1,6 +1,6 @@
 //! The service under test, between its stand-ins. Finish it: that checks that orders and purchases agree.
 
-use std::{collections::HashMap, future::Future, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, future::Future, net::SocketAddr, ops::Range, time::Duration};
 
 use checkout::{app::App, config::Config};
 use proto::cart::{
@@ -42,8 +42,16 @@ pub(crate) struct Neighbours {
 impl Neighbours {
     pub(crate) async fn start() -> Self {
         let mut serving = JoinSet::new();
+        let products = ProductsStub::start(&mut serving).await;
+        Self::beside(products, serving).await
+    }
+
+    /// With a ProductService that was started by itself.
+    pub(crate) async fn beside(
+        (products, products_address): (ProductsStub, SocketAddr),
+        mut serving: JoinSet<()>,
+    ) -> Self {
         let (loms, loms_address) = LomsStub::start(&mut serving).await;
-        let (products, products_address) = ProductsStub::start(&mut serving).await;
         Self {
             loms,
             products,
@@ -90,6 +98,16 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
+/// Fills a user's first cart with one unit of each SKU, however LOMS is.
+pub(crate) async fn fill(pool: &PgPool, user: i64, skus: &Range<u32>) {
+    let filled = "WITH cart AS (INSERT INTO checkout.cart (user_id) VALUES ($1) RETURNING id)
+                  INSERT INTO checkout.cart_item (cart_id, sku, count)
+                  SELECT id, sku, 1 FROM cart, generate_series($2::bigint, $3::bigint) AS sku";
+    let filled = sqlx::query(filled).bind(user).bind(i64::from(skus.start));
+    let filled = filled.bind(i64::from(skus.end) - 1);
+    filled.execute(pool).await.unwrap();
+}
+
 /// No worker comes to help: what is finished, a call has finished.
 pub(crate) fn no_worker() -> Value {
     json!({"purchases": {"first_backoff": "1h", "most_backoff": "1h", "resume_after": "1h"}})
@@ -101,13 +119,17 @@ impl TestApp {
     }
 
     pub(crate) async fn start_with(pool: PgPool, changes: Value) -> Self {
+        Self::beside(Neighbours::start().await, pool, changes).await
+    }
+
+    pub(crate) async fn beside(neighbours: Neighbours, pool: PgPool, changes: Value) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let Neighbours {
             loms,
             products,
             addresses,
             serving,
-        } = Neighbours::start().await;
+        } = neighbours;
         let config: Config = serde_json::from_value(config(&pool, addresses, &changes)).unwrap();
         let app = App::bind(config).await.unwrap();
         let (grpc, http) = (app.grpc_addr(), app.http_addr());
@@ -184,18 +206,27 @@ impl TestApp {
 
     /// Posts a body to the HTTP door.
     pub(crate) async fn post(&self, path: &str, body: impl Into<String>) -> (u16, Value) {
-        let url = format!("http://{}{path}", self.http);
-        let answer = reqwest::Client::new()
-            .post(url)
-            .body(body.into())
-            .send()
-            .await
-            .unwrap();
+        let answer = post(self.http, path, body.into(), &[]).await;
         assert!(answer.headers()["x-trace-id"].len() == 32);
         (
             answer.status().as_u16(),
             serde_json::from_str(&answer.text().await.unwrap()).unwrap(),
         )
+    }
+
+    /// The gRPC code of a call through the HTTP door, which has no timer of its own, by a caller who waits so long.
+    pub(crate) async fn code(&self, path: &str, body: Value, wait: Option<Duration>) -> Code {
+        let wait = wait.map(|wait| format!("{}m", wait.as_millis()));
+        let headers: Vec<_> = wait
+            .iter()
+            .map(|wait| ("grpc-timeout", wait.as_str()))
+            .collect();
+        let answer = post(self.http, path, body.to_string(), &headers).await;
+        if answer.status() == 200 {
+            return Code::Ok;
+        }
+        let body: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        Code::from_i32(body["code"].as_i64().unwrap().try_into().unwrap())
     }
 
     pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
@@ -234,6 +265,19 @@ impl Drop for TestApp {
 pub(crate) async fn connect(grpc: SocketAddr) -> CartClient<Channel> {
     let endpoint = Channel::from_shared(format!("http://{grpc}")).unwrap();
     CartClient::new(endpoint.connect_lazy())
+}
+
+pub(crate) async fn post(
+    http: SocketAddr,
+    path: &str,
+    body: String,
+    headers: &[(&str, &str)],
+) -> reqwest::Response {
+    let request = reqwest::Client::new().post(format!("http://{http}{path}"));
+    let request = headers.iter().fold(request, |request, (name, value)| {
+        request.header(*name, *value)
+    });
+    request.body(body).send().await.unwrap()
 }
 
 pub(crate) fn purchase_request(user: i64, key: &str) -> PurchaseRequest {

@@ -113,3 +113,101 @@ pub(crate) async fn read_totals(db: &mut PgConnection) -> sqlx::Result<(i64, i64
     .await?;
     Ok((row.orders, row.units))
 }
+
+/// SKUs of the stock, one for each of `places` between 0 and 1, the same one once.
+pub(crate) async fn pick_skus(db: &mut PgConnection, places: &[f64]) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT DISTINCT found.sku AS "sku!"
+           FROM (SELECT min(sku) AS low, max(sku) AS high FROM loms.stock) AS range
+           CROSS JOIN UNNEST($1::float8[]) AS place
+           CROSS JOIN LATERAL (SELECT sku FROM loms.stock
+                               WHERE sku >= range.low + floor(place * (range.high - range.low + 1))::bigint
+                               ORDER BY sku LIMIT 1) AS found"#,
+        places
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Orders, picked like SKUs.
+pub(crate) async fn pick_orders(db: &mut PgConnection, places: &[f64]) -> sqlx::Result<Vec<i64>> {
+    sqlx::query_scalar!(
+        r#"SELECT DISTINCT found.id AS "id!"
+           FROM (SELECT min(id) AS low, max(id) AS high FROM loms.user_order) AS range
+           CROSS JOIN UNNEST($1::float8[]) AS place
+           CROSS JOIN LATERAL (SELECT id FROM loms.user_order
+                               WHERE id >= range.low + floor(place * (range.high - range.low + 1))::bigint
+                               ORDER BY id LIMIT 1) AS found"#,
+        places
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// [`find_unconserved_stock`] for a few SKUs. A statement of its own: a parameter that may be absent would cost it the
+/// indexes.
+pub(crate) async fn find_unconserved_stock_of(
+    db: &mut PgConnection,
+    skus: &[i64],
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"SELECT format('stock: sku %s warehouse %s: on sale %s + reserved %s + sold %s is not received %s',
+                         sku, warehouse_id, sum(on_sale), sum(reserved), sum(sold), sum(received)) AS "line!"
+           FROM (SELECT sku, warehouse_id, count AS on_sale, 0 AS reserved, 0 AS sold, 0 AS received FROM loms.stock
+                 UNION ALL SELECT sku, warehouse_id, 0, count, 0, 0 FROM loms.reservation_stock
+                 UNION ALL SELECT sku, warehouse_id, 0, 0, count, 0 FROM loms.write_off
+                 UNION ALL SELECT sku, warehouse_id, 0, 0, 0, count FROM loms.delivery_line) AS moved
+           WHERE sku = ANY($1)
+           GROUP BY sku, warehouse_id
+           HAVING sum(on_sale) + sum(reserved) + sum(sold) <> sum(received) OR min(on_sale) < 0
+           ORDER BY sku, warehouse_id"#,
+        skus
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// [`find_wrong_holdings`] for a few orders.
+pub(crate) async fn find_wrong_holdings_of(
+    db: &mut PgConnection,
+    orders: &[i64],
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"SELECT format('order %s (%s): sku %s: ordered %s, reserved %s, sold %s', order_id, o.status, sku,
+                         sum(ordered), sum(reserved), sum(sold)) AS "line!"
+           FROM (SELECT order_id, sku, count AS ordered, 0 AS reserved, 0 AS sold FROM loms.order_item
+                 UNION ALL SELECT order_id, sku, 0, count, 0 FROM loms.reservation_stock
+                 UNION ALL SELECT order_id, sku, 0, 0, count FROM loms.write_off) AS held
+           JOIN loms.user_order o ON o.id = order_id
+           WHERE order_id = ANY($1)
+           GROUP BY order_id, sku, o.status
+           HAVING sum(reserved) <> CASE WHEN o.status = 'awaiting payment' THEN sum(ordered) ELSE 0 END
+               OR sum(sold) <> CASE WHEN o.status = 'payed' THEN sum(ordered) ELSE 0 END
+           ORDER BY order_id, sku"#,
+        orders
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Orders of a few whose history does not end at their status, or whose deadline does not fit it.
+pub(crate) async fn find_wrong_statuses_of(
+    db: &mut PgConnection,
+    orders: &[i64],
+) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"SELECT format('order %s: status %s, history ends at %s, unpaid %s', o.id, o.status,
+                         coalesce(last.to_status::text, 'nothing'), u.order_id IS NOT NULL) AS "line!"
+           FROM loms.user_order o
+           LEFT JOIN LATERAL (SELECT to_status FROM loms.status_change h WHERE h.order_id = o.id
+                              ORDER BY sequence DESC LIMIT 1) AS last ON TRUE
+           LEFT JOIN loms.unpaid_order u ON u.order_id = o.id
+           WHERE o.id = ANY($1)
+             AND (last.to_status IS DISTINCT FROM o.status
+                  OR (o.status = 'awaiting payment') <> (u.order_id IS NOT NULL))
+           ORDER BY o.id"#,
+        orders
+    )
+    .fetch_all(db)
+    .await
+}

@@ -1,5 +1,7 @@
 //! Orders that exist: reading one, and settling those that await payment.
 
+use std::time::Duration;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
@@ -10,6 +12,7 @@ use crate::order::{Actor, OrderId, Sku, Status};
 pub(crate) struct OrderRow {
     pub(crate) user: i64,
     pub(crate) status: Status,
+    pub(crate) created_at: OffsetDateTime,
     pub(crate) payment_deadline: Option<OffsetDateTime>,
     pub(crate) items: Vec<(Sku, u32)>,
     pub(crate) history: Vec<ChangeRow>,
@@ -18,6 +21,8 @@ pub(crate) struct OrderRow {
 /// One step of an order's history.
 pub(crate) struct ChangeRow {
     pub(crate) sequence: i32,
+    /// Empty for the first.
+    pub(crate) from: String,
     pub(crate) status: String,
     pub(crate) actor: String,
     pub(crate) at: OffsetDateTime,
@@ -29,9 +34,9 @@ pub(crate) async fn read_order(
     order: OrderId,
 ) -> sqlx::Result<Option<OrderRow>> {
     let row = sqlx::query!(
-        r#"SELECT o.user_id, o.status AS "status: Status", u.payment_deadline AS "payment_deadline?",
+        r#"SELECT o.user_id, o.status AS "status: Status", o.created_at, u.payment_deadline AS "payment_deadline?",
                   i.skus AS "skus!", i.counts AS "counts!",
-                  h.sequences AS "sequences!", h.statuses AS "statuses!", h.actors AS "actors!", h.ats AS "ats!"
+                  h.sequences AS "sequences!", h.origins AS "origins!", h.statuses AS "statuses!", h.actors AS "actors!", h.ats AS "ats!"
            FROM loms.user_order o
            LEFT JOIN loms.unpaid_order u ON u.order_id = o.id
            CROSS JOIN LATERAL (
@@ -41,6 +46,7 @@ pub(crate) async fn read_order(
            ) AS i
            CROSS JOIN LATERAL (
                SELECT coalesce(array_agg(sequence ORDER BY sequence), '{}') AS sequences,
+                      coalesce(array_agg(coalesce(from_status::text, '') ORDER BY sequence), '{}') AS origins,
                       coalesce(array_agg(to_status::text ORDER BY sequence), '{}') AS statuses,
                       coalesce(array_agg(actor ORDER BY sequence), '{}') AS actors,
                       coalesce(array_agg(at ORDER BY sequence), '{}') AS ats
@@ -61,17 +67,20 @@ pub(crate) async fn read_order(
     let steps = row
         .sequences
         .into_iter()
+        .zip(row.origins)
         .zip(row.statuses)
         .zip(row.actors)
         .zip(row.ats);
     Ok(Some(OrderRow {
         user: row.user_id,
         status: row.status,
+        created_at: row.created_at,
         payment_deadline: row.payment_deadline,
         items: items.collect::<sqlx::Result<_>>()?,
         history: steps
-            .map(|(((sequence, status), actor), at)| ChangeRow {
+            .map(|((((sequence, from), status), actor), at)| ChangeRow {
                 sequence,
+                from,
                 status,
                 actor,
                 at,
@@ -106,6 +115,65 @@ pub(crate) async fn lock_due_orders(
            ORDER BY u.payment_deadline LIMIT $1
            FOR NO KEY UPDATE OF o SKIP LOCKED"#,
         limit
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (OrderId(row.id), row.late))
+        .collect())
+}
+
+/// Bounds this transaction's waits for rows.
+pub(crate) async fn wait_at_most(db: &mut PgConnection, bound: Duration) -> sqlx::Result<()> {
+    sqlx::query!(
+        "SELECT set_config('lock_timeout', $1, TRUE)",
+        bound.as_millis().to_string()
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(())
+}
+
+/// Locks, of the stock that due orders hold units of, the rows that nobody else has locked: `(sku, warehouse_id)`.
+pub(crate) async fn lock_free_stock_of_due_orders(
+    db: &mut PgConnection,
+) -> sqlx::Result<Vec<(i64, i64)>> {
+    let rows = sqlx::query!(
+        r#"SELECT s.sku, s.warehouse_id FROM loms.stock s
+           WHERE (s.sku, s.warehouse_id) IN
+                 (SELECT r.sku, r.warehouse_id FROM loms.unpaid_order u
+                  JOIN loms.reservation_stock r ON r.order_id = u.order_id
+                  WHERE u.payment_deadline <= clock_timestamp())
+           FOR NO KEY UPDATE SKIP LOCKED"#
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (row.sku, row.warehouse_id))
+        .collect())
+}
+
+/// Like [`lock_due_orders`], of orders that hold units of nothing but `stock`.
+pub(crate) async fn lock_due_orders_on(
+    db: &mut PgConnection,
+    stock: &[(i64, i64)],
+    limit: i64,
+) -> sqlx::Result<Vec<(OrderId, f64)>> {
+    let (skus, warehouses): (Vec<i64>, Vec<i64>) = stock.iter().copied().unzip();
+    let rows = sqlx::query!(
+        r#"SELECT o.id, extract(epoch FROM clock_timestamp() - u.payment_deadline)::float8 AS "late!"
+           FROM loms.unpaid_order u JOIN loms.user_order o ON o.id = u.order_id
+           WHERE u.payment_deadline <= clock_timestamp() AND o.status = 'awaiting payment'
+             AND NOT EXISTS (SELECT FROM loms.reservation_stock r
+                             WHERE r.order_id = o.id AND (r.sku, r.warehouse_id) NOT IN
+                                   (SELECT sku, warehouse_id FROM UNNEST($2::bigint[], $3::bigint[]) AS s (sku, warehouse_id)))
+           ORDER BY u.payment_deadline LIMIT $1
+           FOR NO KEY UPDATE OF o SKIP LOCKED"#,
+        limit,
+        &skus,
+        &warehouses
     )
     .fetch_all(db)
     .await?;

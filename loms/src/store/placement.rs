@@ -1,6 +1,9 @@
 //! What a batch of new orders reads and writes. Arrays travel as one parameter each and are unfolded by UNNEST.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use sqlx::PgConnection;
 
@@ -9,20 +12,6 @@ use crate::{
     allocation::{Allocation, Shelves, Shortage},
     order::{Lines, OrderId, Sku, Status, UserId, WarehouseId},
 };
-
-/// A caller's key with what it stands for.
-pub(crate) struct KeyClaim<'a> {
-    pub(crate) user: UserId,
-    pub(crate) key: &'a str,
-    pub(crate) body_hash: &'a [u8],
-    pub(crate) order: OrderId,
-}
-
-/// A key that was claimed before.
-pub(crate) struct KeyOwner {
-    pub(crate) body_hash: Vec<u8>,
-    pub(crate) order: OrderId,
-}
 
 /// An order as the batch decided it.
 pub(crate) struct DecidedOrder<'a> {
@@ -47,64 +36,6 @@ pub(crate) async fn draw_order_ids(
     Ok(ids.into_iter().map(OrderId).collect())
 }
 
-/// Claims keys, and returns those that were free. Waits for whoever is claiming the same key right now.
-pub(crate) async fn claim_keys(
-    db: &mut PgConnection,
-    claims: &[KeyClaim<'_>],
-) -> sqlx::Result<Vec<(UserId, String)>> {
-    let users: Vec<i64> = claims.iter().map(|claim| claim.user.get()).collect();
-    let keys: Vec<&str> = claims.iter().map(|claim| claim.key).collect();
-    let hashes: Vec<&[u8]> = claims.iter().map(|claim| claim.body_hash).collect();
-    let orders: Vec<i64> = claims.iter().map(|claim| claim.order.0).collect();
-    // sorted: two batches that claim the same keys in opposite orders would wait for each other
-    let won = sqlx::query!(
-        r#"INSERT INTO loms.idempotency_key (user_id, key, body_hash, order_id)
-           SELECT c.user_id, c.key, c.body_hash, c.order_id
-           FROM UNNEST($1::bigint[], $2::text[], $3::bytea[], $4::bigint[]) AS c (user_id, key, body_hash, order_id)
-           ORDER BY c.user_id, c.key
-           ON CONFLICT DO NOTHING
-           RETURNING user_id, key"#,
-        &users,
-        &keys as &[&str],
-        &hashes as &[&[u8]],
-        &orders
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(won
-        .into_iter()
-        .filter_map(|row| Some((UserId::new(row.user_id)?, row.key)))
-        .collect())
-}
-
-/// Who owns the keys that were not free. A statement of its own: it sees what the claim has waited for.
-pub(crate) async fn read_key_owners(
-    db: &mut PgConnection,
-    keys: &[(UserId, &str)],
-) -> sqlx::Result<HashMap<(UserId, String), KeyOwner>> {
-    let users: Vec<i64> = keys.iter().map(|(user, _)| user.get()).collect();
-    let names: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
-    let rows = sqlx::query!(
-        r#"SELECT k.user_id, k.key, k.body_hash, k.order_id
-           FROM UNNEST($1::bigint[], $2::text[]) AS c (user_id, key)
-           JOIN loms.idempotency_key k ON k.user_id = c.user_id AND k.key = c.key"#,
-        &users,
-        &names as &[&str]
-    )
-    .fetch_all(db)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|row| {
-            let owner = KeyOwner {
-                body_hash: row.body_hash,
-                order: OrderId(row.order_id),
-            };
-            Some(((UserId::new(row.user_id)?, row.key), owner))
-        })
-        .collect())
-}
-
 /// What is on sale of `skus`, locked until the end of the transaction.
 pub(crate) async fn lock_shelves(db: &mut PgConnection, skus: &[Sku]) -> sqlx::Result<Shelves> {
     let skus: Vec<i64> = skus.iter().map(|sku| sku.db()).collect();
@@ -123,6 +54,25 @@ pub(crate) async fn lock_shelves(db: &mut PgConnection, skus: &[Sku]) -> sqlx::R
         }
     }
     Ok(shelves)
+}
+
+/// Those of `skus` that somebody else has locked a row of, without waiting for him.
+pub(crate) async fn find_held_skus(
+    db: &mut PgConnection,
+    skus: &[Sku],
+) -> sqlx::Result<BTreeSet<Sku>> {
+    let skus: Vec<i64> = skus.iter().map(|sku| sku.db()).collect();
+    let held = sqlx::query_scalar!(
+        r#"WITH free AS (
+               SELECT sku, warehouse_id FROM loms.stock WHERE sku = ANY($1) FOR NO KEY UPDATE SKIP LOCKED
+           )
+           SELECT s.sku FROM loms.stock s LEFT JOIN free f ON f.sku = s.sku AND f.warehouse_id = s.warehouse_id
+           WHERE s.sku = ANY($1) AND f.sku IS NULL"#,
+        &skus
+    )
+    .fetch_all(db)
+    .await?;
+    held.into_iter().map(sku).collect()
 }
 
 /// Writes orders, their histories (`new`, then what was decided), their deadlines and their events.

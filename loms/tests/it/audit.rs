@@ -4,10 +4,13 @@ use futures::future::join_all;
 use serde_json::json;
 use sqlx::PgPool;
 
-use crate::{oracle, test_app::TestApp};
+use crate::{
+    oracle,
+    test_app::{TestApp, eventually},
+};
 
 /// What is done to the tables, what undoes it, and what the audit must say.
-const DRIFTS: [(&str, &str, &str); 15] = [
+const DRIFTS: [(&str, &str, &str); 16] = [
     (
         "UPDATE loms.stock SET count = count + 1 WHERE sku = 7",
         "UPDATE loms.stock SET count = count - 1 WHERE sku = 7",
@@ -57,6 +60,11 @@ const DRIFTS: [(&str, &str, &str); 15] = [
         "UPDATE loms.status_change SET order_id = 99 WHERE order_id = 3 AND sequence = 1",
         "UPDATE loms.status_change SET order_id = 3 WHERE order_id = 99",
         "order 3: status cancelled, history {2,3}",
+    ),
+    (
+        "UPDATE loms.user_order SET id = 97 WHERE id = 4",
+        "UPDATE loms.user_order SET id = 4 WHERE id = 97",
+        "order 4: status unknown, history {1,2}",
     ),
     (
         "UPDATE loms.order_item SET order_id = 98 WHERE order_id = 4",
@@ -158,5 +166,64 @@ async fn an_audit_of_a_live_system_is_clean_and_blocks_nobody(pool: PgPool) {
         }
     };
     tokio::join!(trade, audits);
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn drift_shows_in_a_metric_without_anybody_asking(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({"audit": {"every": "20ms", "sample": 50}})).await;
+    app.receive("d1", &[(1, 7, 6), (2, 7, 1), (1, 9, 3)])
+        .await
+        .unwrap();
+    let (held, payed) = (
+        app.create(1, &[(7, 1)]).await.order_id,
+        app.create(1, &[(7, 1)]).await.order_id,
+    );
+    app.pay(payed).await.unwrap();
+    let differences = async || {
+        let metrics = app.get("/metrics").await.text;
+        let found = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("loms_audit_differences "));
+        found.expect("a metric").parse::<i64>().expect("a number")
+    };
+    let drifts = [
+        (
+            "UPDATE loms.stock SET count = count + 1 WHERE sku = 9",
+            "UPDATE loms.stock SET count = count - 1 WHERE sku = 9",
+        ),
+        (
+            "UPDATE loms.write_off SET count = count + 1",
+            "UPDATE loms.write_off SET count = count - 1",
+        ),
+        (
+            "UPDATE loms.delivery_line SET count = count + 1 WHERE warehouse_id = 2",
+            "UPDATE loms.delivery_line SET count = count - 1 WHERE warehouse_id = 2",
+        ),
+        (
+            "UPDATE loms.reservation_stock SET warehouse_id = 9",
+            "UPDATE loms.reservation_stock SET warehouse_id = 2",
+        ),
+        (
+            "UPDATE loms.order_item SET count = 2",
+            "UPDATE loms.order_item SET count = 1",
+        ),
+        (
+            "UPDATE loms.unpaid_order SET order_id = 99",
+            "UPDATE loms.unpaid_order SET order_id = 1",
+        ),
+    ];
+    assert_eq!(held, 1);
+    for (drift, undo) in drifts {
+        assert!(oracle::run(&pool, drift).await > 0, "{drift}");
+        eventually(drift, async || differences().await > 0).await;
+        oracle::run(&pool, undo).await;
+        eventually(undo, async || differences().await == 0).await;
+    }
+    let metrics = app.get("/metrics").await.text;
+    for kind in ["sku", "order"] {
+        let counter = format!("loms_audit_checked_total{{kind=\"{kind}\"}} 0");
+        assert!(!metrics.contains(&counter), "{counter}");
+    }
     app.finish().await;
 }

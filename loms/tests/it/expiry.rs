@@ -54,9 +54,14 @@ async fn an_unpaid_order_is_cancelled_within_a_second_of_its_deadline(pool: PgPo
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
 async fn payment_after_the_deadline_is_refused_before_the_sweeper_comes(pool: PgPool) {
-    // a sweep of no orders: the sweeper never comes by
-    let app = TestApp::start(&pool, json!({"orders": {"expiry_batch": 0}})).await;
+    let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2)]).await.unwrap();
+    // whatever it tries, it gets nowhere
+    let bar = "CREATE FUNCTION public.bar() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN RAISE EXCEPTION 'no sweeper'; END $$;
+               CREATE TRIGGER bar BEFORE INSERT ON loms.status_change
+               FOR EACH ROW WHEN (NEW.actor = 'timeout') EXECUTE FUNCTION public.bar()";
+    oracle::run(&pool, bar).await;
     let late = app.create(1, &[(7, 1)]).await.order_id;
     let cancelled = app.create(1, &[(7, 1)]).await.order_id;
     oracle::run(
@@ -91,6 +96,7 @@ async fn payment_after_the_deadline_is_refused_before_the_sweeper_comes(pool: Pg
     // a deadline outlives the process; whoever starts next sweeps
     let next = app.replica().await;
     app.stop().await.unwrap();
+    oracle::run(&pool, "DROP TRIGGER bar ON loms.status_change").await;
     eventually("the next sweeper", async || {
         next.list(late).await.status == "cancelled"
     })

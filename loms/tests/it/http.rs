@@ -80,13 +80,14 @@ async fn every_route_answers_in_proto3_json(pool: PgPool) {
         );
         step["at"] = "then".into();
     }
+    order["createdAt"] = "then".into();
     order["paymentDeadline"] = "later".into();
     assert_eq!(
         order,
         json!({"status": "awaiting payment", "user": "9", "items": [{"sku": 7, "count": 2}],
-               "paymentDeadline": "later", "history": [
-                   {"sequence": 1, "status": "new", "actor": "user", "at": "then"},
-                   {"sequence": 2, "status": "awaiting payment", "actor": "user", "at": "then"}]})
+               "paymentDeadline": "later", "createdAt": "then", "history": [
+                   {"sequence": 1, "status": "new", "actor": "user", "at": "then", "fromStatus": ""},
+                   {"sequence": 2, "status": "awaiting payment", "actor": "user", "at": "then", "fromStatus": "new"}]})
     );
     assert_eq!(
         ok(&app, "/orderPayed", json!({"orderID": id})).await,

@@ -9,7 +9,9 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
+    kafka,
     oracle::{self, no_deadlocks},
+    process::{self, File, Process},
     test_app::{TestApp, lock_waiters, order},
 };
 
@@ -67,31 +69,53 @@ async fn a_replay_answers_with_the_orders_present_status(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn fifty_calls_with_one_key_make_one_order(pool: PgPool) {
-    let app = TestApp::start(&pool, json!({})).await;
-    let replica = app.replica().await;
-    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
-    let calls = (0..50).map(|n| {
-        let app = if n % 2 == 0 { &app } else { &replica };
-        app.try_create(order(1, &[(7, 1)], "only"))
-    });
-    let answers = join_all(calls).await;
-    let ids: BTreeSet<_> = answers
-        .iter()
-        .map(|answer| answer.as_ref().unwrap().order_id)
-        .collect();
-    assert_eq!(ids.len(), 1, "{ids:?}");
-    assert!(
-        answers
-            .iter()
-            .all(|answer| answer.as_ref().unwrap().status == "awaiting payment")
-    );
-    assert_eq!(
-        oracle::count(&pool, "SELECT count(*) FROM loms.user_order").await,
-        1
-    );
-    replica.stop().await.unwrap();
-    app.finish().await;
+async fn fifty_calls_with_one_key_over_two_processes_make_one_order(pool: PgPool) {
+    let topic = kafka::unused_topic();
+    kafka::create_topic(&topic).await;
+    let config = File::config(&pool, &topic, &json!({}));
+    let stock = File::new("warehouse_id,sku,count\n1,7,100\n");
+    let received = process::run(&config, &["stock", "receive", stock.path()]).await;
+    assert!(received.status.success(), "{received:?}");
+    let processes = [Process::start(&config).await, Process::start(&config).await];
+    let lines = [processes[0].client(), processes[1].client()];
+    for round in 1..=5 {
+        let calls = (0..50).map(|n| {
+            let mut loms = lines[n % 2].clone();
+            // some of them ask for something else under this key
+            let units = if n % 5 == 4 { 2 } else { 1 };
+            async move {
+                (
+                    units,
+                    loms.create_order(order(round, &[(7, units)], "only")).await,
+                )
+            }
+        });
+        let mut made = BTreeSet::new();
+        for (units, answer) in join_all(calls).await {
+            match answer {
+                Ok(placed) => {
+                    let placed = placed.into_inner();
+                    assert_eq!(placed.status, "awaiting payment");
+                    made.insert((placed.order_id, units));
+                }
+                Err(refused) => {
+                    assert_eq!(refused.code(), Code::InvalidArgument);
+                    let reason = refused.get_details_error_info().expect("ErrorInfo").reason;
+                    assert_eq!(reason, "IDEMPOTENCY_KEY_REUSED");
+                }
+            }
+        }
+        // which of the two bodies came first is nobody's promise; all who asked for it have the same order
+        assert_eq!(made.len(), 1, "{made:?}");
+        let placed = oracle::count(&pool, "SELECT count(*) FROM loms.user_order").await;
+        assert_eq!(placed, round);
+    }
+    for process in processes {
+        assert!(process.stop().await.success());
+    }
+    let audit = process::run(&config, &["audit"]).await;
+    assert!(audit.status.success(), "{audit:?}");
+    no_deadlocks(&pool).await;
 }
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]

@@ -4,25 +4,14 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::json;
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::PgPool;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
     oracle,
-    test_app::{TestApp, eventually, lock_waiters, order},
+    test_app::{TestApp, arrived, lock_waiters, order, sit_on},
 };
-
-/// Sits on every row of a table, like somebody who left a psql open.
-async fn sit_on(pool: &PgPool, table: &'static str) -> Transaction<'static, Postgres> {
-    let mut held = pool.begin().await.expect("a connection");
-    let statement = sqlx::AssertSqlSafe(format!("SELECT FROM {table} FOR UPDATE"));
-    sqlx::query(statement)
-        .execute(&mut *held)
-        .await
-        .expect("the locks");
-    held
-}
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
 async fn one_call_too_many_is_refused_at_once(pool: PgPool) {
@@ -67,9 +56,7 @@ async fn a_full_queue_of_orders_refuses_and_goes_on(pool: PgPool) {
         ));
         let refused = async {
             // two fit, three are told at once; what is refused leaves no trace to wait for but its answer
-            for _ in 0..20 {
-                app.stocks(7).await;
-            }
+            arrived(&app).await;
             held.rollback().await.unwrap();
         };
         tokio::join!(&mut calls, refused).0
@@ -117,72 +104,5 @@ async fn a_deadline_that_passes_is_told_in_time(pool: PgPool) {
     assert_eq!(app.create(3, &[(7, 1)]).await.status, "awaiting payment");
     let of_two = "SELECT count(*) FROM loms.user_order WHERE user_id = 2";
     assert_eq!(oracle::count(&pool, of_two).await, 0);
-    app.finish().await;
-}
-
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_lock_that_is_held_too_long_is_given_up(pool: PgPool) {
-    let app = TestApp::start(&pool, json!({"postgres": {"lock_timeout": "200ms"}})).await;
-    app.receive("d1", &[(1, 7, 9)]).await.unwrap();
-    let id = app.create(1, &[(7, 1)]).await.order_id;
-    app.receive("d2", &[(1, 8, 9)]).await.unwrap();
-    let mut held = pool.begin().await.unwrap();
-    for statement in [
-        "SELECT FROM loms.stock WHERE sku = 7 FOR UPDATE",
-        "SELECT FROM loms.user_order FOR UPDATE",
-    ] {
-        sqlx::query(statement).execute(&mut *held).await.unwrap();
-    }
-    let (hot, pay) = tokio::join!(app.try_create(order(1, &[(7, 1)], "")), app.pay(id));
-    for status in [hot.map(drop).unwrap_err(), pay.unwrap_err()] {
-        assert_eq!(status.code(), Code::Unavailable);
-        assert!(!status.message().contains("lock"), "{status:?}");
-    }
-    let answer = app
-        .post("/orderPayed", json!({"orderID": id}).to_string())
-        .await;
-    assert_eq!((answer.status, &answer.json()["code"]), (503, &json!(14)));
-    // everybody else is served meanwhile
-    assert_eq!(app.create(1, &[(8, 1)]).await.status, "awaiting payment");
-    held.rollback().await.unwrap();
-    app.pay(id).await.unwrap();
-    app.finish().await;
-}
-
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_order_that_the_database_refuses_hurts_only_itself(pool: PgPool) {
-    let app = TestApp::start(&pool, json!({})).await;
-    app.receive("d1", &[(1, 7, 9)]).await.unwrap();
-    oracle::run(
-        &pool,
-        "ALTER TABLE loms.user_order ADD CONSTRAINT not_13 CHECK (user_id <> 13)",
-    )
-    .await;
-    let held = sit_on(&pool, "loms.stock").await;
-    let batch = async {
-        lock_waiters(&pool, 1).await;
-        let calls = join_all([2, 13, 3].map(|user| app.try_create(order(user, &[(7, 1)], "k"))));
-        let release = async {
-            for _ in 0..20 {
-                app.stocks(7).await;
-            }
-            held.rollback().await.unwrap();
-        };
-        tokio::join!(calls, release).0
-    };
-    let (_, answers) = tokio::join!(app.create(1, &[(7, 1)]), batch);
-    let refused = answers[1].as_ref().unwrap_err();
-    assert_eq!(refused.code(), Code::Internal);
-    assert!(!refused.message().contains("not_13"), "{refused:?}");
-    for good in [&answers[0], &answers[2]] {
-        assert_eq!(good.as_ref().unwrap().status, "awaiting payment");
-    }
-    // the key of the refused order is free
-    oracle::run(&pool, "ALTER TABLE loms.user_order DROP CONSTRAINT not_13").await;
-    app.try_create(order(13, &[(7, 2)], "k")).await.unwrap();
-    eventually("four orders", async || {
-        oracle::count(&pool, "SELECT count(*) FROM loms.user_order").await == 4
-    })
-    .await;
     app.finish().await;
 }

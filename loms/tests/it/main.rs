@@ -1,10 +1,17 @@
 //! LOMS as its callers meet it: gRPC and HTTP in front, a real PostgreSQL and the Kafka protocol behind. The oracle of
 //! every test recounts the raw tables and the log, never what the service says of itself.
+//!
+//! `LOMS_TEST_SCALE=10` makes the tests of load ten times as large, or as long. What is drawn by chance comes from a seed that
+//! a failing test prints; `LOMS_TEST_SEED` sets it.
+
+#![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 
 mod kafka;
 mod oracle;
+mod process;
 mod proxy;
 mod test_app;
+mod traders;
 
 mod purchase;
 
@@ -12,8 +19,15 @@ mod http;
 mod refusals;
 mod standard;
 
+mod conservation;
+mod contention;
 mod keys;
+mod keys_sweep;
+mod lost_answers;
 mod races;
+
+mod model;
+mod shop;
 
 mod deliveries;
 mod expiry;
@@ -21,6 +35,12 @@ mod expiry;
 mod audit;
 mod events;
 
+mod cli;
+mod crashes;
 mod limits;
+mod migrations;
 mod outages;
+#[cfg(feature = "failpoints")]
+mod panics;
 mod shutdown;
+mod silence;

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     sync::LazyLock,
     time::{Duration, Instant, SystemTime},
 };
@@ -9,13 +10,13 @@ use std::{
 use loms::{App, Config};
 use pbjson_types::Timestamp;
 use platform::{
-    config::{JaegerConfig, LogConfig},
+    config::{GraylogConfig, JaegerConfig, LogConfig},
     telemetry,
 };
 use proto::loms::{self as pb, loms_client::LomsClient};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions as _, PgPool};
+use sqlx::{ConnectOptions as _, PgPool, Postgres, Transaction};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
@@ -26,6 +27,7 @@ use crate::{kafka, oracle};
 pub(crate) struct TestApp {
     pub(crate) grpc: LomsClient<Channel>,
     pub(crate) channel: Channel,
+    pub(crate) grpc_addr: SocketAddr,
     pub(crate) url: String,
     pub(crate) topic: String,
     pub(crate) config: Config,
@@ -62,6 +64,7 @@ pub(crate) fn config(pool: &PgPool, changes: Value) -> Config {
         "grpc": {"listen": "127.0.0.1:0"},
         "http": {"listen": "127.0.0.1:0"},
         "tls": {"enabled": false},
+        "admin": {"allow_unauthenticated": true},
         "postgres": {
             "connection_string": pool.connect_options().to_url_lossy().to_string(),
             "acquire_timeout": "10s",
@@ -95,8 +98,13 @@ static INIT: LazyLock<telemetry::Telemetry> = LazyLock::new(|| {
     // the service's hook writes to its log; a test's panic belongs on the screen
     let hook = std::panic::take_hook();
     let level = std::env::var("TEST_LOG").unwrap_or_else(|_| "off".into());
-    let telemetry =
-        telemetry::init("loms", &LogConfig { level }, &JaegerConfig::default()).expect("telemetry");
+    let telemetry = telemetry::init(
+        "loms",
+        &LogConfig { level },
+        &JaegerConfig::default(),
+        &GraylogConfig::default(),
+    )
+    .expect("telemetry");
     std::panic::set_hook(hook);
     telemetry
 });
@@ -123,6 +131,7 @@ impl TestApp {
         let app = TestApp {
             grpc: LomsClient::new(channel.clone()),
             channel,
+            grpc_addr: address,
             url,
             topic: config.kafka.topic.clone(),
             config,
@@ -287,6 +296,66 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: 
     while !condition().await {
         assert!(Instant::now() < until, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// How many times its normal size a test of load has.
+pub(crate) fn scale() -> usize {
+    let wanted = std::env::var("LOMS_TEST_SCALE").unwrap_or_else(|_| "1".into());
+    wanted.parse().expect("LOMS_TEST_SCALE is a number")
+}
+
+/// What a test draws its chances from; printed, and the output of a test that fails is shown.
+pub(crate) fn seed() -> u64 {
+    let wanted = std::env::var("LOMS_TEST_SEED");
+    let seed = wanted.map_or_else(
+        |_| rand::random(),
+        |seed| seed.parse().expect("LOMS_TEST_SEED is a number"),
+    );
+    println!("again with LOMS_TEST_SEED={seed}");
+    seed
+}
+
+/// Sits on rows, like somebody who left a psql open: `rows` is a table, or a table and a condition.
+pub(crate) async fn sit_on(pool: &PgPool, rows: &str) -> Transaction<'static, Postgres> {
+    let mut held = pool.begin().await.expect("a connection");
+    let statement = sqlx::AssertSqlSafe(format!("SELECT FROM {rows} FOR UPDATE"));
+    let locked = sqlx::query(statement).execute(&mut *held).await;
+    assert!(locked.expect("the locks").rows_affected() > 0, "{rows}");
+    held
+}
+
+/// An order whose deadline has passed and that nobody can cancel while it is held: every sweeper comes by as often as it can.
+pub(crate) struct Lure {
+    order: i64,
+    held: Transaction<'static, Postgres>,
+}
+
+impl Lure {
+    /// An order of one unit of SKU 7.
+    pub(crate) async fn set(app: &TestApp) -> Lure {
+        let order = app.create(1, &[(7, 1)]).await.order_id;
+        let held = sit_on(&app.pool, &format!("loms.user_order WHERE id = {order}")).await;
+        let due = "UPDATE loms.unpaid_order SET payment_deadline = now() WHERE order_id = $1";
+        let done = sqlx::query(due).bind(order).execute(&app.pool).await;
+        assert_eq!(done.expect("a deadline").rows_affected(), 1);
+        Lure { order, held }
+    }
+
+    /// Lets it go, and waits until it is cancelled.
+    pub(crate) async fn let_go(self, app: &TestApp) {
+        self.held.rollback().await.expect("an end");
+        eventually("the lure", async || {
+            app.list(self.order).await.status == "cancelled"
+        })
+        .await;
+    }
+}
+
+/// Waits until the service has all that was sent to it before: these are answered behind it on the same connection.
+pub(crate) async fn arrived(app: &TestApp) {
+    for _ in 0..20 {
+        app.stocks(1).await;
     }
 }
 

@@ -1,12 +1,14 @@
 //! What is saved is told: each order's events in turn, none that fails in the way of others, every end with its reason.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::io::AsyncReadExt as _;
 
 use crate::{
     kafka::Kafka,
+    process::{Replica, config_of},
     telegram::{Answer, Telegram},
     test_app::{TestApp, count, eventually},
 };
@@ -109,6 +111,9 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
         ALWAYS,
     );
     telegram.answer("order 4 is new", Answer::Status(502), 2);
+    telegram.answer("order 5 is new", Answer::RetryAfter(1), 1);
+    let late = Duration::from_millis(300);
+    telegram.answer("order 6 is new", Answer::Slow(late), 1);
     let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
     let others = "order_id > 4 AND told_at IS NOT NULL";
     eventually("the other orders are told", || async {
@@ -137,28 +142,86 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
             .await,
         1
     );
+    // late is not failed, and a pause is no attempt
+    assert_eq!(
+        app.count("order_id IN (5, 6) AND sequence = 1 AND told_at IS NOT NULL AND attempts = 1")
+            .await,
+        2
+    );
     // an end, whichever, lets the order's next one go
     assert_eq!(app.count("sequence = 2 AND told_at IS NOT NULL").await, 8);
     app.finish().await;
 }
 
 #[sqlx::test]
+async fn what_follows_in_an_order_waits_with_what_failed(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    for (order, sequence, status) in [(1, 1, "new"), (1, 2, "failed"), (2, 1, "new")] {
+        save(&pool, order, sequence, status).await;
+    }
+    telegram.answer("order 1 is new", Answer::Status(500), 1);
+    let mut changes = through(&telegram);
+    changes["delivery"] = json!({"backoff": "10m", "lease": "3s"});
+    let app = TestApp::start(&pool, &kafka, changes).await;
+    // both out of the way of the next look at the queue, and only one of them tried
+    let waiting = "order_id = 1 AND next_attempt_at > now() + interval '9 minutes'";
+    eventually("both wait", || async { app.count(waiting).await == 2 }).await;
+    assert_eq!(
+        app.count("attempts = 1 AND last_error LIKE 'HTTP 500%' AND sequence = 1")
+            .await,
+        1
+    );
+    assert_eq!(
+        app.count("sequence = 2 AND attempts = 0 AND last_error IS NULL")
+            .await,
+        1
+    );
+    eventually("the other order is told", || async {
+        app.count("order_id = 2 AND told_at IS NOT NULL").await == 1
+    })
+    .await;
+    let sooner = "UPDATE notifications.message SET next_attempt_at = now() WHERE order_id = 1";
+    sqlx::query(sooner).execute(&pool).await.expect("due");
+    nothing_left(&app).await;
+    let texts = telegram.texts();
+    assert_eq!(
+        texts[texts.len() - 2..],
+        ["order 1 is new", "order 1 is failed"]
+    );
+    app.finish().await;
+}
+
+#[sqlx::test]
 async fn telegram_away_does_not_stop_the_start_and_keeps_the_key_to_itself(pool: PgPool) {
     let kafka = Kafka::new().await;
-    save(&pool, 1, 1, "new").await;
     // a port that was just free, and nobody listens on
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .expect("a port")
         .local_addr()
         .expect("an address");
-    let changes = json!({"telegram": {"api_key": KEY, "chat_id": "@shop", "api_url": format!("http://{free}")}});
-    let app = TestApp::start(&pool, &kafka, changes).await;
-    nothing_left(&app).await;
-    let (attempts, reason) = reason(&pool, 1).await;
-    assert_eq!(attempts, 3);
-    assert!(reason.contains("refused"), "{reason}");
-    assert!(!reason.contains("the-key"), "{reason}");
-    app.finish().await;
+    // and one where every call is taken and never answered
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let hangs_up = silent.local_addr().expect("an address");
+    let mut answering = tokio::task::JoinSet::new();
+    answering.spawn(async move {
+        while let Ok((mut call, _)) = silent.accept().await {
+            // read first: closed with unread bytes it would be a reset, which is another failure
+            let _ = call.read(&mut [0; 4096]).await;
+        }
+    });
+    for (order, address, says) in [(1, free, "refused"), (2, hangs_up, "closed before")] {
+        save(&pool, order, 1, "new").await;
+        let changes = json!({"telegram": {"api_key": KEY, "chat_id": "@shop", "api_url": format!("http://{address}")}});
+        let app = TestApp::start(&pool, &kafka, changes).await;
+        nothing_left(&app).await;
+        let (attempts, reason) = reason(&pool, order).await;
+        assert_eq!(attempts, 3);
+        assert!(reason.contains(says), "{reason}");
+        assert!(!reason.contains("the-key"), "{reason}");
+        app.finish().await;
+    }
 }
 
 #[sqlx::test]
@@ -198,6 +261,59 @@ async fn one_replica_sends_and_another_takes_over(pool: PgPool) {
     assert_eq!(telegram.texts().len(), 101);
     second.finish().await;
     assert_eq!(count(&pool, "told_at IS NOT NULL").await, 101);
+}
+
+#[sqlx::test]
+async fn a_standby_takes_over_from_a_sender_that_died(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    let lease = Duration::from_secs(3);
+    let config = config_of(&pool, &kafka, through(&telegram));
+    let first = Replica::start(&config);
+    save(&pool, 1, 1, "new").await;
+    eventually("the first sends", || async { telegram.count() == 1 }).await;
+    let second = Replica::start(&config);
+    eventually("the second is ready", || async {
+        second.get("/readyz").await.0 == 200
+    })
+    .await;
+    save(&pool, 2, 1, "new").await;
+    eventually("the first still sends", || async { telegram.count() == 2 }).await;
+    first.kill();
+    let died = Instant::now();
+    save(&pool, 3, 1, "new").await;
+    eventually("the second sends", || async { telegram.count() == 3 }).await;
+    let took = died.elapsed();
+    // the lease lapses, the standby looks three times in one, and takes its time to start a transaction
+    assert!(
+        took < lease + lease / 3 + Duration::from_secs(2),
+        "{took:?}"
+    );
+    eventually("it is written down", || async {
+        count(&pool, "told_at IS NOT NULL").await == 3
+    })
+    .await;
+    assert_eq!(
+        telegram.texts(),
+        ["order 1 is new", "order 2 is new", "order 3 is new"]
+    );
+    second.stop();
+}
+
+#[sqlx::test]
+async fn without_a_key_the_log_is_told(pool: PgPool) {
+    let replica = Replica::start(&config_of(&pool, &Kafka::new().await, json!({})));
+    save(&pool, 1, 1, "payed").await;
+    eventually("it is told", || async {
+        count(&pool, "told_at IS NOT NULL").await == 1
+    })
+    .await;
+    let logged = replica.stop();
+    let told: Vec<_> = logged
+        .iter()
+        .filter(|line| line["message"] == "told")
+        .collect();
+    assert_eq!(told.len(), 1, "{logged:#?}");
+    assert_eq!(told[0]["message.text"], "order 1 is payed");
 }
 
 #[sqlx::test]

@@ -5,8 +5,7 @@ use serde_json::json;
 use sqlx::PgPool;
 
 use crate::{
-    kafka::{Kafka, PARTITIONS, event, header},
-    process::{Replica, config_of},
+    kafka::{Kafka, event, header},
     test_app::{TestApp, count, eventually},
 };
 
@@ -194,65 +193,6 @@ async fn a_topic_read_again_by_older_publishers_too_saves_nothing_twice(pool: Pg
 }
 
 #[sqlx::test]
-async fn a_database_that_is_away_is_waited_for(pool: PgPool) {
-    let kafka = Kafka::new().await;
-    let app = TestApp::start(
-        &pool,
-        &kafka,
-        json!({"postgres": {"lock_timeout": "100ms"}}),
-    )
-    .await;
-    kafka
-        .send(8, &event(7, 8, 1, "new", "2026-03-01T10:00:00Z"))
-        .await;
-    eventually("the consumer has joined", || async {
-        app.count("true").await == 1
-    })
-    .await;
-
-    // every statement of the service now runs into its own time-out, as with a server that does not answer
-    let mut outage = pool.begin().await.expect("a transaction");
-    let lock = "LOCK TABLE notifications.message IN ACCESS EXCLUSIVE MODE";
-    sqlx::query(lock)
-        .execute(&mut *outage)
-        .await
-        .expect("locked");
-    let waiting = async || {
-        let statement =
-            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database()
-            AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO notifications.message%'";
-        sqlx::query_scalar::<_, bool>(statement)
-            .fetch_one(&pool)
-            .await
-            .expect("an answer")
-    };
-    let mut last = (0, 0);
-    for (sequence, status) in [(2, "awaiting payment"), (3, "payed")] {
-        last = kafka
-            .send(8, &event(7, 8, sequence, status, "2026-03-01T10:00:00Z"))
-            .await;
-        eventually("it tries to save", &waiting).await;
-        eventually("it gives up for now", async || !waiting().await).await;
-    }
-    eventually("it tries again", &waiting).await;
-    assert_eq!(
-        kafka.committed(last.0),
-        Some(last.1 - 1),
-        "nothing is committed that is not saved"
-    );
-    outage.rollback().await.expect("the server is back");
-
-    eventually("consumption goes on", || async {
-        kafka.committed(last.0) == Some(last.1 + 1)
-    })
-    .await;
-    let statuses = ["new", "awaiting payment", "payed"].map(|status| (8, status.to_owned()));
-    assert_eq!(app.statuses(7).await, statuses);
-    assert!(kafka.dead_letters(0).is_empty());
-    app.finish().await;
-}
-
-#[sqlx::test]
 async fn kafka_away_is_shown_and_stops_nothing(pool: PgPool) {
     let mut kafka = Kafka::new().await;
     kafka.brokers = "127.0.0.1:1".to_owned();
@@ -278,54 +218,4 @@ async fn a_missing_topic_is_named(pool: PgPool) {
         "topic nowhere is missing"
     );
     app.finish().await;
-}
-
-#[sqlx::test]
-async fn replicas_share_the_partitions_and_lose_nothing_when_one_is_killed(pool: PgPool) {
-    let kafka = Kafka::new().await;
-    let config = config_of(&pool, &kafka);
-    let send = async |orders: std::ops::Range<i64>| {
-        for order in orders {
-            for (sequence, status) in [(1, "new"), (2, "awaiting payment"), (3, "cancelled")] {
-                kafka
-                    .send(
-                        order,
-                        &event(7, order, sequence, status, "2026-03-01T10:00:00Z"),
-                    )
-                    .await;
-            }
-        }
-    };
-    let first = Replica::start(&config);
-    send(1..50).await;
-    eventually("the first has all", async || {
-        first.partitions().await == i64::from(PARTITIONS)
-    })
-    .await;
-
-    let second = Replica::start(&config);
-    let (shared, ()) = tokio::join!(
-        eventually("they share", async || first.partitions().await == 2
-            && second.partitions().await == 2),
-        send(50..200),
-    );
-    let () = shared;
-    send(200..250).await;
-    first.kill();
-    send(250..300).await;
-    eventually("the second has all", async || {
-        second.partitions().await == i64::from(PARTITIONS)
-    })
-    .await;
-    let third = Replica::start(&config);
-    send(300..350).await;
-    let all = async || count(&pool, "true").await == 349 * 3;
-    eventually("every event is saved", all).await;
-    eventually("every message is told", async || {
-        count(&pool, "told_at IS NULL").await == 0
-    })
-    .await;
-    assert!(kafka.dead_letters(0).is_empty());
-    second.stop();
-    third.stop();
 }

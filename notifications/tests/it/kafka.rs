@@ -2,6 +2,7 @@
 //! Every test has its own topics and group.
 
 use std::{
+    collections::BTreeMap,
     sync::{LazyLock, mpsc},
     time::Duration,
 };
@@ -125,47 +126,115 @@ impl Kafka {
         (sent.partition, sent.offset)
     }
 
-    /// The dead letters, which are to be `count`; blocks up to 20 s for them, half a second for one too many.
+    /// The shortest time after which a consumer that was killed is missed: the mock takes any, Kafka none below 6 s.
+    pub(crate) fn shortest_session(&self) -> &'static str {
+        match std::env::var("KAFKA_BROKERS") {
+            Ok(_) => "6s",
+            Err(_) => "4s",
+        }
+    }
+
+    /// Sends many at once, in order, and waits for all.
+    pub(crate) async fn send_all(&self, events: &[(i64, String)]) {
+        let send = |(order, value): &(i64, String)| {
+            let key = order.to_string();
+            let record = FutureRecord::<str, str>::to(&self.topic)
+                .key(&key)
+                .payload(value)
+                .partition((order % i64::from(PARTITIONS)) as i32);
+            let queued = self.producer.send_result(record);
+            queued.map_err(|(error, _)| error).expect("queued")
+        };
+        let reports: Vec<_> = events.iter().map(send).collect();
+        for report in reports {
+            let sent = report.await.expect("reported");
+            sent.map_err(|(error, _)| error).expect("acknowledged");
+        }
+    }
+
+    /// Puts a record into the first partition of any topic.
+    pub(crate) async fn put(
+        &self,
+        topic: &str,
+        value: Option<&[u8]>,
+        headers: Option<&OwnedHeaders>,
+    ) {
+        let mut record = FutureRecord::<str, [u8]>::to(topic).partition(0);
+        record.payload = value;
+        record.headers = headers.cloned();
+        let sent = self.producer.send(record, Duration::from_secs(10)).await;
+        sent.expect("acknowledged");
+    }
+
+    /// The dead letters, which are to be `count`.
     pub(crate) fn dead_letters(&self, count: usize) -> Vec<OwnedMessage> {
+        self.records(&self.dead_letter_topic, 0, count)
+    }
+
+    /// What a partition has, which is to be `count` records; blocks up to 20 s for them, half a second for one too many.
+    pub(crate) fn records(&self, topic: &str, partition: i32, count: usize) -> Vec<OwnedMessage> {
         let consumer: BaseConsumer = client_config(&self.brokers)
             .set("group.id", "reader")
             .create()
             .expect("a consumer");
         let mut from = TopicPartitionList::new();
-        from.add_partition_offset(&self.dead_letter_topic, 0, Offset::Beginning)
+        from.add_partition_offset(topic, partition, Offset::Beginning)
             .expect("an offset");
         consumer.assign(&from).expect("assigned");
-        let mut letters = Vec::new();
+        let mut records = Vec::new();
         let until = std::time::Instant::now() + Duration::from_secs(20);
         while std::time::Instant::now() < until {
             match consumer.poll(Duration::from_millis(500)) {
-                Some(Ok(message)) => letters.push(message.detach()),
+                Some(Ok(message)) => records.push(message.detach()),
                 Some(Err(_)) => {}
-                None if letters.len() < count => {}
+                None if records.len() < count => {}
                 None => break,
             }
         }
-        assert_eq!(letters.len(), count, "dead letters");
-        letters
+        assert_eq!(records.len(), count, "records of {topic}/{partition}");
+        records
     }
 
-    /// The offset that the group goes on from, by partition.
+    /// The offset that the group goes on from, in a partition.
     pub(crate) fn committed(&self, partition: i32) -> Option<i64> {
-        let consumer: BaseConsumer = client_config(&self.brokers)
+        self.offsets().committed().get(&partition).copied()
+    }
+
+    /// A way to ask for them again and again.
+    pub(crate) fn offsets(&self) -> Offsets {
+        let consumer = client_config(&self.brokers)
             .set("group.id", &self.group)
             .create()
             .expect("a consumer");
+        Offsets {
+            consumer,
+            topic: self.topic.clone(),
+        }
+    }
+}
+
+/// What the group of a test has committed.
+pub(crate) struct Offsets {
+    consumer: BaseConsumer,
+    topic: String,
+}
+
+impl Offsets {
+    /// The offset that the group goes on from, by partition; none before its first commit.
+    pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
         let mut asked = TopicPartitionList::new();
-        asked.add_partition(&self.topic, partition);
-        let committed = consumer
-            .committed_offsets(asked, Duration::from_secs(5))
-            .ok()?;
-        committed
-            .elements()
-            .first()?
-            .offset()
-            .to_raw()
-            .filter(|offset| *offset >= 0)
+        asked.add_partition_range(&self.topic, 0, PARTITIONS - 1);
+        let answer = self
+            .consumer
+            .committed_offsets(asked, Duration::from_secs(5));
+        let Ok(committed) = answer else {
+            return BTreeMap::new();
+        };
+        let known = committed.elements().into_iter().filter_map(|element| {
+            let offset = element.offset().to_raw().filter(|offset| *offset >= 0);
+            Some((element.partition(), offset?))
+        });
+        known.collect()
     }
 }
 

@@ -1,11 +1,22 @@
 //! The service as its neighbours meet it: events come in through Kafka, questions through gRPC and HTTP, messages go out
 //! to a stand-in of Telegram; the database is real.
+//!
+//! `NOTIFICATIONS_TEST_SCALE=10` makes the tests of load a tenth as large, 100 is all. What is drawn by chance comes from a
+//! seed that a failing test prints; `NOTIFICATIONS_TEST_SEED` sets it.
 
 mod kafka;
+mod proxy;
 mod telegram;
 mod test_app;
 
 mod delivery;
 mod history;
 mod inbox;
+mod outages;
 mod process;
+
+mod crashes;
+mod dead_letters;
+mod rebalances;
+mod redelivery;
+mod traces;

@@ -1,25 +1,90 @@
 //! The process: commands, the line that says where it listens, exit codes.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader},
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread::JoinHandle,
 };
 
-use serde_json::Value;
-use sqlx::{ConnectOptions as _, PgPool};
+use serde_json::{Value, json};
+use sqlx::PgPool;
 
-use crate::kafka::Kafka;
+#[cfg(feature = "failpoints")]
+use crate::test_app::eventually;
+use crate::{kafka::Kafka, test_app::settings};
 
 fn notifications() -> Command {
     Command::new(env!("CARGO_BIN_EXE_notifications"))
 }
 
-fn config_file(text: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("notifications-{}.yaml", uuid::Uuid::new_v4()));
-    std::fs::write(&path, text).expect("written");
-    path
+/// A config file, gone with the test.
+pub(crate) struct ConfigFile(PathBuf);
+
+impl ConfigFile {
+    fn new(text: &str) -> ConfigFile {
+        let name = format!("notifications-{}.yaml", uuid::Uuid::new_v4());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, text).expect("written");
+        ConfigFile(path)
+    }
+}
+
+impl Deref for ConfigFile {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for ConfigFile {
+    fn drop(&mut self) {
+        // it may be gone already
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A config for the database behind `pool`.
+pub(crate) fn config_of(pool: &PgPool, kafka: &Kafka, changes: Value) -> ConfigFile {
+    // JSON is YAML, but a dollar in it begins a variable
+    ConfigFile::new(
+        &settings(pool, kafka, changes)
+            .to_string()
+            .replace('$', "$$"),
+    )
+}
+
+/// Runs a command that ends by itself and well, and answers its stdout.
+pub(crate) fn run(config: &Path, arguments: &[&str]) -> String {
+    let mut command = notifications();
+    let ended = command
+        .args(arguments)
+        .arg("--config")
+        .arg(config)
+        .output()
+        .expect("it ran");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{arguments:?}: {said}");
+    String::from_utf8(ended.stdout).expect("text")
+}
+
+/// Runs a command that refuses, with exit code 64, and answers the one line that it says.
+pub(crate) fn refused(config: &Path, arguments: &[&str]) -> String {
+    let mut command = notifications();
+    let ended = command
+        .args(arguments)
+        .arg("--config")
+        .arg(config)
+        .output()
+        .expect("it ran");
+    let said = String::from_utf8(ended.stderr).expect("text");
+    assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("notifications: "), "{said}");
+    said
 }
 
 /// A replica in a process of its own, which can be killed.
@@ -32,11 +97,17 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn start(config: &Path) -> Replica {
+        Replica::start_with(config, "")
+    }
+
+    /// `crash_points` as the crate `fail` reads them; without its feature nothing does.
+    pub(crate) fn start_with(config: &Path, crash_points: &str) -> Replica {
         let mut command = notifications();
         command
             .args(["serve", "--stop-on-stdin-close", "--config"])
             .arg(config);
         let mut process = command
+            .env("FAILPOINTS", crash_points)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -65,12 +136,35 @@ impl Replica {
         (answer.status().as_u16(), answer.text().await.expect("text"))
     }
 
+    /// The series of `/metrics` whose names begin so, with their values.
+    pub(crate) async fn metrics(&self, prefix: &str) -> BTreeMap<String, f64> {
+        let (_, metrics) = self.get("/metrics").await;
+        let lines = metrics.lines().filter(|line| line.starts_with(prefix));
+        let series = lines.map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+            (name.to_owned(), value.parse().expect("a number"))
+        });
+        series.collect()
+    }
+
     /// How many partitions it consumes.
     pub(crate) async fn partitions(&self) -> i64 {
-        let (_, metrics) = self.get("/metrics").await;
-        let mut lines = metrics.lines();
-        let value = lines.find_map(|line| line.strip_prefix("notifications_consumer_partitions "));
-        value.map_or(0, |value| value.parse().expect("a number"))
+        let consumed = self.metrics("notifications_consumer_partitions").await;
+        consumed.values().sum::<f64>() as i64
+    }
+
+    /// Waits until a crash point has ended it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn aborted(mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let process = std::cell::RefCell::new(&mut self.process);
+        eventually("the crash point is reached", async || {
+            process.borrow_mut().try_wait().expect("a state").is_some()
+        })
+        .await;
+        let ended = self.process.wait().expect("it ended");
+        // 6: SIGABRT
+        assert_eq!(ended.signal(), Some(6), "{ended}");
     }
 
     /// As `kill -9` does.
@@ -91,35 +185,14 @@ impl Replica {
     }
 }
 
-/// A config file for the database behind `pool`.
-pub(crate) fn config_of(pool: &PgPool, kafka: &Kafka) -> PathBuf {
-    let url = pool.connect_options().to_url_lossy();
-    config_file(&format!(
-        "brokers: [\"{}\"]\npostgres: {{connection_string: \"{url}\"}}\ntls: {{enabled: false}}\n\
-         kafka: {{topic: {}, dead_letter_topic: {}, group: {}, session_timeout: 6s}}\n\
-         grpc: {{listen: \"127.0.0.1:0\"}}\nhttp: {{listen: \"127.0.0.1:0\"}}\n",
-        kafka.brokers, kafka.topic, kafka.dead_letter_topic, kafka.group
-    ))
-}
-
 #[sqlx::test(migrations = false)]
 async fn migrates_serves_and_stops_when_its_stdin_closes(pool: PgPool) {
-    let config = config_of(&pool, &Kafka::new().await);
+    let config = config_of(&pool, &Kafka::new().await, json!({}));
     let unmigrated = Replica::start(&config);
     assert_eq!(unmigrated.get("/readyz").await.0, 503);
     unmigrated.stop();
     for _ in ["on an empty database", "again"] {
-        let migrated = notifications()
-            .arg("migrate")
-            .arg("--config")
-            .arg(&config)
-            .output()
-            .expect("it ran");
-        assert!(
-            migrated.status.success(),
-            "{}",
-            String::from_utf8_lossy(&migrated.stderr)
-        );
+        assert_eq!(run(&config, &["migrate"]), "");
     }
     let replica = Replica::start(&config);
     let (status, report) = replica.get("/readyz").await;
@@ -138,29 +211,19 @@ async fn migrates_serves_and_stops_when_its_stdin_closes(pool: PgPool) {
 
 #[test]
 fn a_wrong_start_is_one_clear_line_and_64() {
-    let wrong = config_file(
+    let wrong = ConfigFile::new(
         "brokers: []\npostgres: {connection_string: \"postgres://127.0.0.1:1/x\"}\ntelgram: {}\n",
     );
-    let away =
-        config_file("brokers: []\npostgres: {connection_string: \"postgres://127.0.0.1:1/x\"}\n");
-    for (arguments, says) in [
-        (
-            vec!["serve", "--config", "/nonexistent/config.yaml"],
-            "/nonexistent/config.yaml",
-        ),
-        (vec!["--config", wrong.to_str().expect("text")], "telgram"),
-        (
-            vec!["migrate", "--config", away.to_str().expect("text")],
-            "127.0.0.1:1",
-        ),
+    let away = ConfigFile::new(
+        "brokers: []\npostgres: {connection_string: \"postgres://127.0.0.1:1/x\"}\n",
+    );
+    let nowhere = Path::new("/nonexistent/config.yaml");
+    for (config, arguments, says) in [
+        (nowhere, &["serve"][..], "/nonexistent/config.yaml"),
+        (&wrong, &[][..], "telgram"),
+        (&away, &["migrate"][..], "127.0.0.1:1"),
     ] {
-        let ended = notifications().args(&arguments).output().expect("it ran");
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(
-            said.starts_with("notifications: ") && said.contains(says),
-            "{said}"
-        );
+        let said = refused(config, arguments);
+        assert!(said.contains(says), "{said}");
     }
 }

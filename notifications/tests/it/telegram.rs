@@ -74,6 +74,10 @@ impl Telegram {
         self.shared.calls.lock().expect("no panic").clone()
     }
 
+    pub(crate) fn count(&self) -> usize {
+        self.shared.calls.lock().expect("no panic").len()
+    }
+
     /// The texts it was sent, refused ones included.
     pub(crate) fn texts(&self) -> Vec<String> {
         let text = |call: Call| call.body["text"].as_str().unwrap_or_default().to_owned();

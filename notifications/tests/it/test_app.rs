@@ -24,9 +24,9 @@ pub(crate) struct TestApp {
     finished: bool,
 }
 
-/// A config for the database behind `pool`; waits are short, so that tests are.
-pub(crate) fn config(pool: &PgPool, kafka: &Kafka, changes: Value) -> Config {
-    let mut config = json!({
+/// Settings for the database behind `pool`; waits are short, so that tests are.
+pub(crate) fn settings(pool: &PgPool, kafka: &Kafka, changes: Value) -> Value {
+    let mut settings = json!({
         "grpc": {"listen": "127.0.0.1:0"},
         "http": {"listen": "127.0.0.1:0"},
         "tls": {"enabled": false},
@@ -39,8 +39,12 @@ pub(crate) fn config(pool: &PgPool, kafka: &Kafka, changes: Value) -> Config {
         "delivery": {"poll": "50ms", "backoff": "50ms", "longest_backoff": "100ms", "max_attempts": 3, "lease": "3s"},
         "limits": {"request_timeout": "20s"},
     });
-    merge(&mut config, changes);
-    serde_json::from_value(config).expect("a config")
+    merge(&mut settings, changes);
+    settings
+}
+
+pub(crate) fn config(pool: &PgPool, kafka: &Kafka, changes: Value) -> Config {
+    serde_json::from_value(settings(pool, kafka, changes)).expect("a config")
 }
 
 fn merge(into: &mut Value, changes: Value) {
@@ -165,6 +169,26 @@ pub(crate) async fn count(pool: &PgPool, condition: &str) -> i64 {
         .fetch_one(pool)
         .await
         .expect("a count")
+}
+
+/// The size of a test of load: all of it, or the percentage in `NOTIFICATIONS_TEST_SCALE`.
+pub(crate) fn scaled(size: usize) -> usize {
+    let wanted = std::env::var("NOTIFICATIONS_TEST_SCALE").unwrap_or_else(|_| "100".into());
+    let percent: usize = wanted
+        .parse()
+        .expect("NOTIFICATIONS_TEST_SCALE is a number");
+    size * percent / 100
+}
+
+/// What a test draws its chances from; printed, and the output of a test that fails is shown.
+pub(crate) fn seed() -> u64 {
+    let wanted = std::env::var("NOTIFICATIONS_TEST_SEED");
+    let seed = wanted.map_or_else(
+        |_| rand::random(),
+        |seed| seed.parse().expect("NOTIFICATIONS_TEST_SEED is a number"),
+    );
+    println!("again with NOTIFICATIONS_TEST_SEED={seed}");
+    seed
 }
 
 pub(crate) fn date((year, month, day): (i32, i32, i32)) -> Option<Date> {

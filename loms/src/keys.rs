@@ -1,0 +1,67 @@
+//! Sweeps idempotency keys when their time is over. A key is a promise for days, not for ever: without the sweep the table
+//! that every order with a key is looked up in would only grow. Any number of replicas sweep, and none waits for another.
+
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks};
+use prometheus::IntCounter;
+use sqlx::PgConnection;
+
+use crate::{config::KeysConfig, store::keys as store};
+
+/// The longest pause after a sweep that failed: its connection is gone, the next sweep makes another.
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// An interval of 0 in the config must not turn the worker into a busy loop.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
+/// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
+pub(crate) fn start(mut db: OwnConnection, bound: Duration, config: KeysConfig, tasks: &Tasks) {
+    let stopping = tasks.stopping();
+    tasks.worker("keys", async move {
+        loop {
+            let began = Instant::now();
+            let pause = match step(&mut db, bound, &config).await {
+                // as long as the batch took: orders have the other half of the disk's time
+                Ok(true) => began.elapsed(),
+                Ok(false) => asleep(config.sweep_every),
+                Err(error) => {
+                    tracing::warn!(error = %error, "sweep of idempotency keys failed");
+                    asleep(config.sweep_every.min(LONGEST_RETRY))
+                }
+            };
+            tokio::select! {
+                () = stopping.cancelled() => return Ok(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    });
+}
+
+/// Sweeps one batch. `true`: more may be due.
+async fn step(db: &mut OwnConnection, bound: Duration, config: &KeysConfig) -> sqlx::Result<bool> {
+    let (keep, batch) = (config.keep, config.sweep_batch);
+    let work = async |db: &mut PgConnection| store::sweep_keys(db, keep, batch).await;
+    let swept = db.round(bound, work).await?;
+    if swept > 0 {
+        SWEPT.inc_by(swept);
+        tracing::debug!(keys = swept, "old idempotency keys swept");
+    }
+    Ok(swept > 0 && swept >= batch.cast_unsigned())
+}
+
+/// Between half and all of `every`: replicas should not sweep at the same moments.
+fn asleep(every: Duration) -> Duration {
+    every
+        .max(SHORTEST_PAUSE)
+        .mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}
+
+static SWEPT: LazyLock<IntCounter> = LazyLock::new(|| {
+    registered(IntCounter::new(
+        "loms_idempotency_keys_swept_total",
+        "Idempotency keys deleted because their time was over.",
+    ))
+});

@@ -1,0 +1,104 @@
+//! Idempotency keys: claimed by the batch that makes their orders, swept when their time is over.
+
+use std::{collections::HashMap, time::Duration};
+
+use sqlx::PgConnection;
+
+use crate::order::{OrderId, UserId};
+
+/// A caller's key with what it stands for.
+pub(crate) struct KeyClaim<'a> {
+    pub(crate) user: UserId,
+    pub(crate) key: &'a str,
+    pub(crate) body_hash: &'a [u8],
+    pub(crate) order: OrderId,
+}
+
+/// A key that was claimed before.
+pub(crate) struct KeyOwner {
+    pub(crate) body_hash: Vec<u8>,
+    pub(crate) order: OrderId,
+}
+
+/// Claims keys, and returns those that were free. Waits for whoever is claiming the same key right now.
+pub(crate) async fn claim_keys(
+    db: &mut PgConnection,
+    claims: &[KeyClaim<'_>],
+) -> sqlx::Result<Vec<(UserId, String)>> {
+    let users: Vec<i64> = claims.iter().map(|claim| claim.user.get()).collect();
+    let keys: Vec<&str> = claims.iter().map(|claim| claim.key).collect();
+    let hashes: Vec<&[u8]> = claims.iter().map(|claim| claim.body_hash).collect();
+    let orders: Vec<i64> = claims.iter().map(|claim| claim.order.0).collect();
+    // sorted: two batches that claim the same keys in opposite orders would wait for each other
+    let won = sqlx::query!(
+        r#"INSERT INTO loms.idempotency_key (user_id, key, body_hash, order_id)
+           SELECT c.user_id, c.key, c.body_hash, c.order_id
+           FROM UNNEST($1::bigint[], $2::text[], $3::bytea[], $4::bigint[]) AS c (user_id, key, body_hash, order_id)
+           ORDER BY c.user_id, c.key
+           ON CONFLICT DO NOTHING
+           RETURNING user_id, key"#,
+        &users,
+        &keys as &[&str],
+        &hashes as &[&[u8]],
+        &orders
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(won
+        .into_iter()
+        .filter_map(|row| Some((UserId::new(row.user_id)?, row.key)))
+        .collect())
+}
+
+/// Who owns the keys that were not free. A statement of its own: it sees what the claim has waited for.
+pub(crate) async fn read_key_owners(
+    db: &mut PgConnection,
+    keys: &[(UserId, &str)],
+) -> sqlx::Result<HashMap<(UserId, String), KeyOwner>> {
+    let users: Vec<i64> = keys.iter().map(|(user, _)| user.get()).collect();
+    let names: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
+    let rows = sqlx::query!(
+        r#"SELECT k.user_id, k.key, k.body_hash, k.order_id
+           FROM UNNEST($1::bigint[], $2::text[]) AS c (user_id, key)
+           JOIN loms.idempotency_key k ON k.user_id = c.user_id AND k.key = c.key"#,
+        &users,
+        &names as &[&str]
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            let owner = KeyOwner {
+                body_hash: row.body_hash,
+                order: OrderId(row.order_id),
+            };
+            Some(((UserId::new(row.user_id)?, row.key), owner))
+        })
+        .collect())
+}
+
+/// Deletes at most `limit` keys that are older than `keep` by the database's clock, the oldest first; returns how many.
+/// Keys are taken out of their order here: `SKIP LOCKED` never waits, and a claim of a key that is being deleted waits
+/// for this one statement at most.
+pub(crate) async fn sweep_keys(
+    db: &mut PgConnection,
+    keep: Duration,
+    limit: i64,
+) -> sqlx::Result<u64> {
+    // now() and not the clock, which no index is searched with; by place, so that the delete needs no plan of its own
+    let swept = sqlx::query!(
+        r#"DELETE FROM loms.idempotency_key
+           WHERE ctid = ANY (ARRAY(
+               SELECT ctid FROM loms.idempotency_key
+               WHERE created_at < now() - make_interval(secs => $1)
+               ORDER BY created_at LIMIT $2
+               FOR UPDATE SKIP LOCKED
+           ))"#,
+        keep.as_secs_f64(),
+        limit
+    )
+    .execute(db)
+    .await?;
+    Ok(swept.rows_affected())
+}

@@ -1,0 +1,117 @@
+//! The command line: what an operator types, what it prints, and how it exits.
+
+use std::process::Output;
+
+use serde_json::json;
+use sqlx::PgPool;
+
+use crate::{
+    oracle,
+    process::{File, run},
+};
+
+/// The exit code, and what was printed where.
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_empty_database_is_migrated_once(pool: PgPool) {
+    let config = File::config(&pool, "orders", &json!({}));
+    let (code, _, error) = said(&run(&config, &["audit"]).await);
+    assert_eq!(code, Some(1), "{error}");
+    for _ in 0..2 {
+        let migrated = said(&run(&config, &["migrate"]).await);
+        assert_eq!(migrated, (Some(0), String::new(), String::new()));
+        let audited = said(&run(&config, &["audit"]).await);
+        let clean = "audit: 0 orders, 0 units received, 0 differences".to_owned();
+        assert_eq!(audited, (Some(0), clean, String::new()));
+    }
+    let applied = "SELECT count(*) FROM loms._sqlx_migrations WHERE success";
+    let known = loms::MIGRATOR.iter().count() as i64;
+    assert_eq!(oracle::count(&pool, applied).await, known);
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_delivery_is_received_from_a_file(pool: PgPool) {
+    let config = File::config(&pool, "orders", &json!({}));
+    let receive = async |text: &str| {
+        let file = File::new(text);
+        let arguments = ["stock", "receive", file.path(), "--delivery", "march"];
+        said(&run(&config, &arguments).await)
+    };
+    let march = "warehouse_id,sku,count\n1,7,2\n2,7,3\n1,7,1\n";
+    let (code, printed, _) = receive(march).await;
+    assert_eq!(code, Some(0));
+    assert_eq!(printed, "delivery march received: 6 units in 2 lines");
+    // the same rows again, in another order
+    let (code, printed, _) = receive("warehouse_id,sku,count\n2,7,3\n1,7,3\n").await;
+    assert_eq!(code, Some(0));
+    assert_eq!(
+        printed,
+        "delivery march had been received before: nothing changed"
+    );
+    let (code, printed, error) = receive("warehouse_id,sku,count\n1,7,4\n").await;
+    assert_eq!((code, printed.as_str()), (Some(1), ""));
+    assert!(error.contains("the delivery id was used"), "{error}");
+    let (code, _, error) = receive("warehouse_id,sku,count\n1,8,1\n1,0,1\n").await;
+    assert_eq!(code, Some(1));
+    assert!(error.contains("line 3.sku must not be 0"), "{error}");
+    let units = "SELECT sum(count)::bigint FROM loms.stock";
+    assert_eq!(oracle::count(&pool, units).await, 6);
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn an_audit_that_finds_something_prints_it_and_fails(pool: PgPool) {
+    let config = File::config(&pool, "orders", &json!({}));
+    let stock = File::new("warehouse_id,sku,count\n1,7,2\n");
+    let received = run(&config, &["stock", "receive", stock.path()]).await;
+    assert!(received.status.success(), "{received:?}");
+    for drift in [
+        "UPDATE loms.stock SET count = count + 1",
+        "UPDATE loms.relay SET sent = sent + 1",
+    ] {
+        oracle::run(&pool, drift).await;
+    }
+    let (code, printed, error) = said(&run(&config, &["audit"]).await);
+    assert_eq!((code, error.as_str()), (Some(1), ""));
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "stock: sku 7 warehouse 1: on sale 3 + reserved 0 + sold 0 is not received 2",
+            "events: 0 steps of histories, but 1 sent + 0 waiting",
+            "audit: 0 orders, 2 units received, 2 differences",
+        ]
+    );
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn what_cannot_be_is_one_line_and_a_code_of_its_own(pool: PgPool) {
+    let wrong = File::config(
+        &pool,
+        "orders",
+        &json!({"orders": {"paymnt_timeout": "1s"}}),
+    );
+    for command in ["serve", "migrate", "audit"] {
+        let (code, printed, error) = said(&run(&wrong, &[command]).await);
+        assert_eq!((code, printed.as_str()), (Some(64), ""), "{command}");
+        assert!(error.contains("paymnt_timeout"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    let config = File::config(&pool, "orders", &json!({}));
+    // clap's own code for a command that there is none of
+    let (code, _, error) = said(&run(&config, &["place"]).await);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("place"), "{error}");
+    let (code, help, _) = said(&run(&config, &["--help"]).await);
+    assert_eq!(code, Some(0));
+    for command in ["serve", "migrate", "stock", "audit"] {
+        assert!(help.contains(&format!("\n  {command}")), "{help}");
+    }
+}

@@ -1,0 +1,366 @@
+//! The schema: each migration is applied to a database that has been at work, again is no change, and every constraint
+//! refuses what it is there for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use platform::pg;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::{
+    oracle::{self, rows},
+    test_app::{TestApp, config, order},
+};
+
+/// What a database at that version holds besides what it held before: orders in every status, the units they hold and have
+/// sold, a delivery, events that wait and a key. A new table wants its rows here.
+const AT_WORK: [(i64, &str); 4] = [
+    (
+        1,
+        "INSERT INTO loms.user_order (id, user_id, status)
+         VALUES (1, 1, 'awaiting payment'), (2, 1, 'failed'), (3, 2, 'payed'), (4, 2, 'cancelled');
+         SELECT setval('loms.user_order_id_seq', 4);
+         INSERT INTO loms.order_item VALUES (1, 7, 2), (1, 8, 1), (2, 9, 5), (3, 7, 1), (4, 8, 1);
+         INSERT INTO loms.order_shortage VALUES (2, 9, 5, 0);
+         INSERT INTO loms.unpaid_order VALUES (1, now() + interval '1 hour');
+         INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor)
+         VALUES (1, 1, NULL, 'new', 'user'), (1, 2, 'new', 'awaiting payment', 'user'),
+                (2, 1, NULL, 'new', 'user'), (2, 2, 'new', 'failed', 'user'),
+                (3, 1, NULL, 'new', 'user'), (3, 2, 'new', 'awaiting payment', 'user'),
+                (3, 3, 'awaiting payment', 'payed', 'user'),
+                (4, 1, NULL, 'new', 'user'), (4, 2, 'new', 'awaiting payment', 'user'),
+                (4, 3, 'awaiting payment', 'cancelled', 'timeout')",
+    ),
+    (
+        2,
+        r"INSERT INTO loms.delivery (id, content_hash) VALUES ('march', '\x00');
+          INSERT INTO loms.delivery_line VALUES ('march', 1, 7, 5), ('march', 2, 7, 1), ('march', 1, 8, 3);
+          INSERT INTO loms.stock VALUES (1, 7, 3), (2, 7, 0), (1, 8, 2);
+          INSERT INTO loms.reservation_stock VALUES (1, 1, 7, 2), (1, 1, 8, 1);
+          INSERT INTO loms.write_off VALUES (3, 2, 7, 1)",
+    ),
+    (
+        3,
+        "INSERT INTO loms.outbox (order_id, sequence) SELECT order_id, sequence FROM loms.status_change ORDER BY 1, 2",
+    ),
+    (
+        4,
+        r"INSERT INTO loms.idempotency_key
+          VALUES (1, 'k', sha256('\x000000000000000100000007000000020000000800000001'), 1)",
+    ),
+];
+
+/// Rows by table, the migrations' own left out.
+async fn row_counts(pool: &PgPool) -> BTreeMap<String, i64> {
+    let tables: Vec<(String,)> = rows(
+        pool,
+        "SELECT tablename::text FROM pg_tables
+         WHERE schemaname = 'loms' AND tablename <> '_sqlx_migrations'",
+    )
+    .await;
+    let mut counts = BTreeMap::new();
+    for (table,) in tables {
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM loms.{table}"));
+        let count: i64 = sqlx::query_scalar(count)
+            .fetch_one(pool)
+            .await
+            .expect("a count");
+        counts.insert(table, count);
+    }
+    counts
+}
+
+/// A database that has been at work since its first version, brought to this one step by step.
+async fn migrated_at_work(pool: &PgPool) {
+    for migration in loms::MIGRATOR.iter() {
+        let (version, before) = (migration.version, row_counts(pool).await);
+        let applied = loms::MIGRATOR.run_to(version, pool).await;
+        applied.unwrap_or_else(|error| panic!("migration {version}: {error}"));
+        let after = row_counts(pool).await;
+        for (table, rows) in before {
+            assert_eq!(
+                after.get(&table),
+                Some(&rows),
+                "{table} after migration {version}"
+            );
+        }
+        for (_, statements) in AT_WORK.iter().filter(|(at, _)| *at == version) {
+            oracle::run(pool, statements).await;
+        }
+    }
+    let empty: Vec<_> = row_counts(pool)
+        .await
+        .into_iter()
+        .filter(|(_, rows)| *rows == 0)
+        .collect();
+    assert!(
+        empty.is_empty(),
+        "nothing shows that a migration keeps what is in {empty:?}"
+    );
+}
+
+#[sqlx::test(migrations = false)]
+async fn each_migration_applies_to_a_database_at_work(pool: PgPool) {
+    migrated_at_work(&pool).await;
+    // and the service goes on with what was there
+    let app = TestApp::start(&pool, json!({})).await;
+    let statuses = ["awaiting payment", "failed", "payed", "cancelled"];
+    for (id, status) in (1..).zip(statuses) {
+        let order = app.list(id).await;
+        assert_eq!(
+            (order.status.as_str(), order.items.is_empty()),
+            (status, false)
+        );
+    }
+    let again = app
+        .try_create(order(1, &[(8, 1), (7, 2)], "k"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.order_id, again.status.as_str()),
+        (1, "awaiting payment")
+    );
+    let next = app.create(1, &[(7, 3)]).await.order_id;
+    assert!(next > 4, "{next}");
+    app.pay(1).await.unwrap();
+    app.cancel(next).await.unwrap();
+    assert_eq!(
+        (app.stocks(7).await, app.stocks(8).await),
+        (vec![(1, 3)], vec![(1, 2)])
+    );
+    app.finish().await;
+}
+
+/// The schema as the catalogue has it, with who wrote each row, and what was applied when.
+async fn schema(pool: &PgPool) -> Vec<(String,)> {
+    rows(
+        pool,
+        "SELECT concat_ws(' ', 'relation', relname, oid, relfilenode, xmin) FROM pg_class
+         WHERE relnamespace = 'loms'::regnamespace
+         UNION ALL
+         SELECT concat_ws(' ', 'constraint', conname, oid, xmin) FROM pg_constraint
+         WHERE connamespace = 'loms'::regnamespace
+         UNION ALL
+         SELECT concat_ws(' ', 'type', typname, oid, xmin) FROM pg_type
+         WHERE typnamespace = 'loms'::regnamespace
+         UNION ALL SELECT m::text FROM loms._sqlx_migrations m
+         ORDER BY 1",
+    )
+    .await
+}
+
+#[sqlx::test(migrations = false)]
+async fn to_migrate_again_changes_nothing(pool: PgPool) {
+    let postgres = config(&pool, json!({})).postgres;
+    // every replica may do it when it starts, all at once
+    let migrate = || pg::migrate(&postgres, &loms::MIGRATOR);
+    let (one, other) = tokio::join!(migrate(), migrate());
+    one.unwrap();
+    other.unwrap();
+    let (before, rows) = (schema(&pool).await, row_counts(&pool).await);
+    assert!(before.len() > 20, "{before:?}");
+    migrate().await.unwrap();
+    assert_eq!(schema(&pool).await, before);
+    assert_eq!(row_counts(&pool).await, rows);
+}
+
+/// Statements that are refused, by the constraint that refuses them, in a database at work.
+const REFUSED: [(&str, &[&str]); 29] = [
+    (
+        "user_order_pkey",
+        &["INSERT INTO loms.user_order (id, user_id, status) VALUES (1, 1, 'new')"],
+    ),
+    (
+        "user_order_user_id_positive",
+        &[
+            "INSERT INTO loms.user_order (user_id, status) VALUES (0, 'new')",
+            "UPDATE loms.user_order SET user_id = -user_id",
+        ],
+    ),
+    (
+        "order_item_pkey",
+        &["INSERT INTO loms.order_item VALUES (1, 7, 1)"],
+    ),
+    (
+        "order_item_sku_range",
+        &[
+            "INSERT INTO loms.order_item VALUES (1, 0, 1)",
+            "INSERT INTO loms.order_item VALUES (1, 4294967296, 1)",
+        ],
+    ),
+    (
+        "order_item_count_range",
+        &[
+            "INSERT INTO loms.order_item VALUES (2, 7, 0)",
+            "INSERT INTO loms.order_item VALUES (2, 7, 65536)",
+            "UPDATE loms.order_item SET count = -count",
+        ],
+    ),
+    (
+        "order_shortage_pkey",
+        &["INSERT INTO loms.order_shortage VALUES (2, 9, 5, 1)"],
+    ),
+    (
+        "order_shortage_is_short",
+        &[
+            "INSERT INTO loms.order_shortage VALUES (2, 7, 5, 5)",
+            "INSERT INTO loms.order_shortage VALUES (2, 7, 5, -1)",
+        ],
+    ),
+    (
+        "unpaid_order_pkey",
+        &["INSERT INTO loms.unpaid_order VALUES (1, now())"],
+    ),
+    (
+        "status_change_pkey",
+        &["INSERT INTO loms.status_change VALUES (1, 2, 'new', 'failed', 'user')"],
+    ),
+    (
+        "status_change_legal",
+        &[
+            "INSERT INTO loms.status_change VALUES (9, 0, NULL, 'new', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 1, NULL, 'payed', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 1, 'new', 'new', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 2, 'new', 'payed', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 2, NULL, 'failed', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 3, 'failed', 'cancelled', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 3, 'awaiting payment', 'failed', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 3, NULL, 'payed', 'user')",
+            "INSERT INTO loms.status_change VALUES (9, 4, 'payed', 'cancelled', 'user')",
+            "UPDATE loms.status_change SET to_status = 'new' WHERE sequence = 3",
+        ],
+    ),
+    (
+        "status_change_actor_known",
+        &["INSERT INTO loms.status_change VALUES (9, 1, NULL, 'new', 'somebody')"],
+    ),
+    ("stock_pkey", &["INSERT INTO loms.stock VALUES (1, 7, 1)"]),
+    (
+        "stock_warehouse_id_positive",
+        &["INSERT INTO loms.stock VALUES (0, 7, 1)"],
+    ),
+    (
+        "stock_sku_range",
+        &[
+            "INSERT INTO loms.stock VALUES (1, 0, 1)",
+            "INSERT INTO loms.stock VALUES (1, 4294967296, 1)",
+        ],
+    ),
+    (
+        "stock_count_not_negative",
+        &["UPDATE loms.stock SET count = count - 3"],
+    ),
+    (
+        "reservation_stock_pkey",
+        &["INSERT INTO loms.reservation_stock VALUES (1, 1, 7, 1)"],
+    ),
+    (
+        "reservation_stock_count_positive",
+        &[
+            "INSERT INTO loms.reservation_stock VALUES (1, 2, 7, 0)",
+            "UPDATE loms.reservation_stock SET count = count - 2",
+        ],
+    ),
+    (
+        "write_off_pkey",
+        &["INSERT INTO loms.write_off VALUES (3, 2, 7, 1)"],
+    ),
+    (
+        "write_off_count_positive",
+        &["INSERT INTO loms.write_off VALUES (3, 1, 7, 0)"],
+    ),
+    (
+        "delivery_pkey",
+        &["INSERT INTO loms.delivery VALUES ('march', '')"],
+    ),
+    (
+        "delivery_id_printable",
+        &[
+            "INSERT INTO loms.delivery VALUES ('', '')",
+            "INSERT INTO loms.delivery VALUES (E'two\\nlines', '')",
+            "INSERT INTO loms.delivery VALUES (E'a line\\n', '')",
+            "INSERT INTO loms.delivery VALUES ('märz', '')",
+            "INSERT INTO loms.delivery VALUES (repeat('x', 129), '')",
+        ],
+    ),
+    (
+        "delivery_line_pkey",
+        &["INSERT INTO loms.delivery_line VALUES ('march', 1, 7, 1)"],
+    ),
+    (
+        "delivery_line_delivery_fkey",
+        &[
+            "INSERT INTO loms.delivery_line VALUES ('april', 1, 7, 1)",
+            "DELETE FROM loms.delivery",
+        ],
+    ),
+    (
+        "delivery_line_count_positive",
+        &["INSERT INTO loms.delivery_line VALUES ('march', 3, 7, 0)"],
+    ),
+    (
+        "outbox_pkey",
+        &[
+            "INSERT INTO loms.outbox (id, order_id, sequence) SELECT id, order_id, sequence FROM loms.outbox",
+        ],
+    ),
+    ("relay_pkey", &["INSERT INTO loms.relay DEFAULT VALUES"]),
+    (
+        "relay_only_row",
+        &["INSERT INTO loms.relay (only_row) VALUES (FALSE)"],
+    ),
+    (
+        "idempotency_key_pkey",
+        &["INSERT INTO loms.idempotency_key VALUES (1, 'k', '', 2)"],
+    ),
+    (
+        "idempotency_key_printable",
+        &[
+            "INSERT INTO loms.idempotency_key VALUES (1, '', '', 2)",
+            "INSERT INTO loms.idempotency_key VALUES (1, E'k\\t', '', 2)",
+            "INSERT INTO loms.idempotency_key VALUES (1, repeat('k', 129), '', 2)",
+        ],
+    ),
+];
+
+#[sqlx::test(migrations = false)]
+async fn constraints_refuse_what_they_are_there_for(pool: PgPool) {
+    migrated_at_work(&pool).await;
+    let mut wrong = Vec::new();
+    for (constraint, statements) in REFUSED {
+        for &statement in statements {
+            let done = sqlx::raw_sql(statement).execute(&pool).await;
+            let by = done.as_ref().err().and_then(pg::constraint);
+            if by != Some(constraint) {
+                wrong.push(format!("{statement}: {constraint} expected, {done:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let there: Vec<(String,)> = rows(
+        &pool,
+        "SELECT conname::text FROM pg_constraint
+         WHERE connamespace = 'loms'::regnamespace AND conrelid <> 'loms._sqlx_migrations'::regclass",
+    )
+    .await;
+    let there: BTreeSet<_> = there.into_iter().map(|(name,)| name).collect();
+    let shown: BTreeSet<_> = REFUSED.map(|(name, _)| name.to_owned()).into();
+    assert_eq!(
+        there, shown,
+        "every constraint is shown to refuse something"
+    );
+    let nullable: Vec<(String, String)> = rows(
+        &pool,
+        "SELECT table_name::text, column_name::text FROM information_schema.columns
+         WHERE table_schema = 'loms' AND is_nullable = 'YES' ORDER BY 1, 2",
+    )
+    .await;
+    let nullable: Vec<_> = nullable
+        .iter()
+        .map(|(table, column)| (table.as_str(), column.as_str()))
+        .collect();
+    assert_eq!(
+        nullable,
+        [("outbox", "traceparent"), ("status_change", "from_status")]
+    );
+}

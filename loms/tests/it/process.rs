@@ -1,0 +1,156 @@
+//! The service as a process, with every setting at its default: what only a process can show is that it can be killed.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use proto::loms::loms_client::LomsClient;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions as _, PgPool};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, ChildStdin, Command},
+    task::JoinSet,
+};
+use tonic::transport::Channel;
+
+use crate::kafka;
+
+const LOMS: &str = env!("CARGO_BIN_EXE_loms");
+
+/// A file that is gone when the test is over.
+pub(crate) struct File(PathBuf);
+
+impl File {
+    pub(crate) fn new(text: &str) -> File {
+        let path = std::env::temp_dir().join(format!("loms-{}", uuid::Uuid::new_v4()));
+        std::fs::write(&path, text).expect("a file");
+        File(path)
+    }
+
+    /// A config for the database behind `pool` that says what it must and nothing else; JSON is YAML.
+    pub(crate) fn config(pool: &PgPool, topic: &str, changes: &Value) -> File {
+        let mut config = json!({
+            "grpc": {"listen": "127.0.0.1:0"},
+            "http": {"listen": "127.0.0.1:0"},
+            "tls": {"enabled": false},
+            "postgres": {"connection_string": pool.connect_options().to_url_lossy().to_string()},
+            "brokers": [kafka::brokers()],
+            "kafka": {"topic": topic},
+            "log": {"level": "warn"},
+        });
+        for (section, keys) in changes.as_object().expect("sections") {
+            config[section] = keys.clone();
+        }
+        File::new(&config.to_string())
+    }
+}
+
+impl File {
+    pub(crate) fn path(&self) -> &str {
+        self.0.to_str().expect("a path in UTF-8")
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+/// Runs a command of the service to its end.
+pub(crate) async fn run(config: &File, arguments: &[&str]) -> Output {
+    let mut command = Command::new(LOMS);
+    command.args(arguments).arg("--config").arg(&config.0);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let ended = tokio::time::timeout(Duration::from_secs(30), command.output()).await;
+    ended.expect("an end").expect("it starts")
+}
+
+/// A service that runs; dropped, it is killed.
+pub(crate) struct Process {
+    child: Child,
+    /// Kept apart: waiting for a child closes the one that it has.
+    stdin: ChildStdin,
+    grpc: SocketAddr,
+    /// What it logs belongs to the output of the test.
+    _log: JoinSet<()>,
+}
+
+impl Process {
+    pub(crate) async fn start(config: &File) -> Process {
+        Process::start_with(config, "").await
+    }
+
+    /// `crash_points` as the crate `fail` reads them; without the feature `failpoints` nobody does.
+    pub(crate) async fn start_with(config: &File, crash_points: &str) -> Process {
+        let mut child = Command::new(LOMS)
+            .args(["serve", "--stop-on-stdin-close", "--config"])
+            .arg(&config.0)
+            .env("FAILPOINTS", crash_points)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("it starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let announced = async {
+            loop {
+                let line = lines.next_line().await.expect("text");
+                let line = line.expect("it says where it listens");
+                println!("{line}");
+                let said: Value = serde_json::from_str(&line).expect("JSON");
+                if let Some(address) = said["grpc"].as_str() {
+                    return address.parse().expect("an address");
+                }
+            }
+        };
+        let announced = tokio::time::timeout(Duration::from_secs(30), announced).await;
+        let mut log = JoinSet::new();
+        log.spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                println!("{line}");
+            }
+        });
+        Process {
+            grpc: announced.expect("a start"),
+            stdin: child.stdin.take().expect("stdin"),
+            child,
+            _log: log,
+        }
+    }
+
+    /// A line of its own; it is made by the first call.
+    pub(crate) fn client(&self) -> LomsClient<Channel> {
+        let endpoint = Channel::from_shared(format!("http://{}", self.grpc)).expect("an address");
+        LomsClient::new(endpoint.connect_lazy())
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.expect("it ran");
+    }
+
+    /// Waits until it ends by itself, which only a crash point makes it do.
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        ended(&mut self.child).await
+    }
+
+    /// Stops it as whoever started it does: its stdin is closed.
+    pub(crate) async fn stop(self) -> ExitStatus {
+        let Process {
+            mut child, stdin, ..
+        } = self;
+        drop(stdin);
+        ended(&mut child).await
+    }
+}
+
+async fn ended(child: &mut Child) -> ExitStatus {
+    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+    ended.expect("an end").expect("it ran")
+}

@@ -1,0 +1,82 @@
+//! The HTTP door's connections. axum's own `serve` has no limits on what a connection may hold or how long it may be
+//! silent; hyper's builder has.
+
+use std::{io, time::Duration};
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::{config::Limits, tasks};
+
+/// hyper refuses less, whatever the headers are.
+const LEAST_BUFFER: usize = 8192;
+/// After an accept that failed for want of a file descriptor, say: trying again at once would only burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For the answer to a ping.
+pub(crate) const PING_BOUND: Duration = Duration::from_secs(10);
+
+/// Serves `router` until `closing`, then lets the connections finish what they have begun.
+pub(crate) async fn serve_http(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    closing: CancellationToken,
+) {
+    let builder = builder(&limits);
+    let connections = GracefulShutdown::new();
+    loop {
+        let stream = tokio::select! {
+            () = closing.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    note(&error);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        // answers are small and whole: waiting to fill a packet only delays them
+        stream.set_nodelay(true).ok();
+        let service = router
+            .clone()
+            .map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new));
+        let connection = builder
+            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
+            .into_owned();
+        let connection = connections.watch(connection);
+        tasks::spawn(async move {
+            // a client that breaks off, or sends what is no HTTP, is its own business
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %error, "connection ended early");
+            }
+        });
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    // HTTP/1 alone: whoever has to find out which version a silent client speaks waits for its first byte without a bound
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    let buffer = LEAST_BUFFER.max(limits.header_bytes as usize);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // also runs while a connection waits for its next request
+        .header_read_timeout(limits.idle_timeout)
+        .max_buf_size(buffer);
+    builder
+}
+
+fn note(error: &io::Error) {
+    tracing::warn!(error = %error, "connection not accepted");
+}

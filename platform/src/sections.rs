@@ -1,0 +1,254 @@
+//! The sections that the services' config files share, with their defaults.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::config::secret;
+
+/// Where the gRPC door listens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcConfig {
+    pub listen: SocketAddr,
+}
+
+/// Where the HTTP door listens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    pub listen: SocketAddr,
+}
+
+/// TLS of the gRPC door and of calls to neighbours. Paths are relative to the working directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// `false` gives plaintext.
+    pub enabled: bool,
+    /// Verifies neighbours.
+    pub ca: PathBuf,
+    /// Default: `certs/<service>.pem`.
+    pub cert: Option<PathBuf>,
+    /// Default: `certs/<service>-key.pem`.
+    pub key: Option<PathBuf>,
+    /// Verifies clients that show a certificate. Default: `ca`.
+    pub client_ca: Option<PathBuf>,
+    pub client_auth: ClientAuth,
+}
+
+/// Whether clients of the gRPC door show a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    /// None is asked for.
+    #[default]
+    None,
+    /// One that is shown is verified; calls of administrators need one.
+    Optional,
+    /// A client without one is not let in.
+    Required,
+}
+
+impl TlsConfig {
+    /// The certificate and the key of `service`.
+    pub fn identity(&self, service: &str) -> (PathBuf, PathBuf) {
+        let or = |path: &Option<PathBuf>, file: String| path.clone().unwrap_or_else(|| file.into());
+        (
+            or(&self.cert, format!("certs/{service}.pem")),
+            or(&self.key, format!("certs/{service}-key.pem")),
+        )
+    }
+}
+
+impl Default for TlsConfig {
+    fn default() -> Self {
+        TlsConfig {
+            enabled: true,
+            ca: "certs/ca.pem".into(),
+            cert: None,
+            key: None,
+            client_ca: None,
+            client_auth: ClientAuth::None,
+        }
+    }
+}
+
+/// The service's PostgreSQL. Every bound of time is set on the connection, so that no statement waits without one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// `postgres://user:password@host:port/database`
+    #[serde(deserialize_with = "secret")]
+    pub connection_string: SecretString,
+    /// Connections for callers; workers have their own few besides.
+    #[serde(default = "defaults::max_connections")]
+    pub max_connections: u32,
+    /// A caller waits this long for a connection, then gets UNAVAILABLE.
+    #[serde(default = "defaults::one_second", with = "humantime_serde")]
+    pub acquire_timeout: Duration,
+    #[serde(default = "defaults::two_seconds", with = "humantime_serde")]
+    pub lock_timeout: Duration,
+    #[serde(default = "defaults::three_seconds", with = "humantime_serde")]
+    pub statement_timeout: Duration,
+    #[serde(default = "defaults::five_seconds", with = "humantime_serde")]
+    pub idle_in_transaction_timeout: Duration,
+    /// Prepared statements kept per connection; 0 for a transaction pooler that does not carry them.
+    #[serde(default = "defaults::statement_cache")]
+    pub statement_cache: usize,
+}
+
+impl PostgresConfig {
+    /// The longest that a transaction may take as the client sees it: a statement that runs into its time-out, and a
+    /// second for the others. With the defaults that is within `limits.request_timeout`, so that a caller hears
+    /// UNAVAILABLE and not that time ran out.
+    pub fn transaction_bound(&self) -> Duration {
+        self.statement_timeout + Duration::from_secs(1)
+    }
+}
+
+/// Jaeger's agent (UDP). An empty host: no export, trace ids all the same.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JaegerConfig {
+    pub host: String,
+    pub port: u16,
+    /// Of traces that begin here, how many are sent: 0 to 1. A trace that came with a call is sent if its caller sends it.
+    pub sample_ratio: f64,
+}
+
+impl Default for JaegerConfig {
+    fn default() -> Self {
+        JaegerConfig {
+            host: String::new(),
+            port: 6831,
+            sample_ratio: 1.0,
+        }
+    }
+}
+
+/// Graylog's GELF input (TCP). An empty host: the log goes to stdout only.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GraylogConfig {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Default for GraylogConfig {
+    fn default() -> Self {
+        GraylogConfig {
+            host: String::new(),
+            port: 12201,
+        }
+    }
+}
+
+/// The log on stdout.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, or the directives of tracing's `EnvFilter`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            level: "info".into(),
+        }
+    }
+}
+
+/// What one process takes on at once.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The longest that a call may take, whatever its caller allows.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// Calls in progress; one more is RESOURCE_EXHAUSTED at once.
+    pub in_flight: usize,
+    /// Bytes of an HTTP body or a gRPC message.
+    pub body_bytes: usize,
+    /// Bytes of the headers of one call.
+    pub header_bytes: u32,
+    /// An HTTP/1 connection that is silent for so long is closed; an HTTP/2 one is asked whether somebody is there.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            request_timeout: Duration::from_secs(5),
+            in_flight: 512,
+            body_bytes: 4 * 1024 * 1024,
+            header_bytes: 16 * 1024,
+            idle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Names and times on the Kafka side.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KafkaConfig {
+    pub topic: String,
+    pub dead_letter_topic: String,
+    pub group: String,
+    /// How long a consumer may be silent before its partitions go to others.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> Self {
+        KafkaConfig {
+            topic: "orders".into(),
+            dead_letter_topic: "orders.dlq".into(),
+            group: "notifications".into(),
+            session_timeout: Duration::from_secs(45),
+        }
+    }
+}
+
+/// What server assembly needs of a service's config.
+#[derive(Clone, Debug)]
+pub struct Common {
+    pub grpc: GrpcConfig,
+    pub http: HttpConfig,
+    pub tls: TlsConfig,
+    pub postgres: PostgresConfig,
+    pub limits: Limits,
+    pub shutdown_grace: Duration,
+}
+
+/// Defaults that several sections share; `shutdown_grace` is for the services' own structs.
+pub mod defaults {
+    use std::time::Duration;
+
+    /// Ten seconds: the pause that orchestrators give by default is thirty.
+    pub fn shutdown_grace() -> Duration {
+        Duration::from_secs(10)
+    }
+    pub(super) fn max_connections() -> u32 {
+        10
+    }
+    pub(super) fn statement_cache() -> usize {
+        100
+    }
+    pub(super) fn one_second() -> Duration {
+        Duration::from_secs(1)
+    }
+    pub(super) fn two_seconds() -> Duration {
+        Duration::from_secs(2)
+    }
+    pub(super) fn three_seconds() -> Duration {
+        Duration::from_secs(3)
+    }
+    pub(super) fn five_seconds() -> Duration {
+        Duration::from_secs(5)
+    }
+}
