@@ -4,8 +4,13 @@ DEVSTACK = cargo build --workspace --bins && $(TARGET)/debug/devstack
 RETAIL = devstack/data/retail
 THROUGH ?= cart
 CONCURRENCY ?= 1
+SECONDS ?= 120
 
-.PHONY: help demo up test replay certs build check fmt doc migrate
+COMPOSE = COMPOSE_IGNORE_ORPHANS=true docker compose --env-file deployments/.env
+SERVICES = -f deployments/docker-compose.yaml
+LOGS = -f deployments/docker-compose.logs.yaml
+
+.PHONY: help demo up test replay chaos certs build check fmt doc migrate migration run-log-env run-services stop advisories
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +27,9 @@ test: ## all the tests, on an embedded PostgreSQL and broker
 
 replay: ## ten days of a real shop: make replay THROUGH=cart|loms CONCURRENCY=1
 	@$(DEVSTACK) replay --no-build $(RETAIL) --through $(THROUGH) --concurrency $(CONCURRENCY)
+
+chaos: ## load while services are killed, Kafka goes away, PostgreSQL restarts; then a recount: make chaos SECONDS=120
+	@$(DEVSTACK) chaos --no-build --seconds $(SECONDS)
 
 certs: ## development certificates in certs/
 	@$(DEVSTACK) certs
@@ -40,3 +48,21 @@ doc: ## the documentation of the crates, without their dependencies
 
 migrate: ## bring the databases up to date: <service>/config.yaml, else CH_, LOMS_ and NOTIF_POSTGRES_URL
 	@cargo build --workspace --bins && for s in checkout loms notifications; do c=$$s/config.yaml; test -f $$c || c=$$s/config.example.yaml; $(TARGET)/debug/$$s migrate --config $$c || exit; done
+
+migration: ## start the next migration: make migration service=loms name=add_order_index
+	@.ci/migration "$(service)" "$(name)"
+
+deployments/.env: # once: it holds the passwords that the volumes were made with
+	@umask 077 && deployments/new-env >$@.part && mv $@.part $@ && echo "wrote $@, with random passwords"
+
+run-log-env: deployments/.env ## docker compose: Graylog, Jaeger, Prometheus, Grafana
+	$(COMPOSE) $(LOGS) up --detach
+
+run-services: deployments/.env ## docker compose: the services, their databases, Kafka, the ProductService stand-in
+	$(COMPOSE) $(SERVICES) up --detach --build --wait && $(COMPOSE) $(SERVICES) cp loms:/app/certs/ca.pem certs/compose-ca.pem
+
+stop: deployments/.env ## docker compose: stop all of it; the volumes stay
+	$(COMPOSE) $(SERVICES) $(LOGS) down
+
+advisories: ## what RustSec knows about the dependencies; needs a network
+	.ci/deny check advisories

@@ -1,5 +1,5 @@
-//! Development certificates: one authority of our own and a server certificate for each service. The authority's key is
-//! thrown away as soon as it has signed, so that nobody can make more of what a developer's machine trusts.
+//! Development certificates: one authority of our own, a certificate for each service, and one for the operator. The
+//! authority's key is thrown away as soon as it has signed, so that nobody can make more of what a developer's machine trusts.
 
 use std::{
     fs,
@@ -19,6 +19,7 @@ use rustls::{
     RootCertStore, ServerConfig,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    server::WebPkiClientVerifier,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -26,6 +27,8 @@ use crate::failure::Misuse;
 
 /// Who gets a certificate; the name is also a DNS name in it.
 pub const SERVERS: [&str; 4] = ["checkout", "loms", "notifications", "products"];
+/// Who shows that he may do what only the shop itself may, `ReceiveStock`.
+pub const OPERATOR: &str = "operator";
 /// Apple's clients refuse server certificates that live longer than 825 days.
 const LIFETIME: Duration = Duration::days(800);
 
@@ -41,21 +44,25 @@ pub fn ca(dir: &Path) -> PathBuf {
     dir.join("ca.pem")
 }
 
-/// A server's certificate in `dir`.
-pub fn cert(dir: &Path, server: &str) -> PathBuf {
-    dir.join(format!("{server}.pem"))
+/// The certificate of a server, or of the operator, in `dir`.
+pub fn cert(dir: &Path, owner: &str) -> PathBuf {
+    dir.join(format!("{owner}.pem"))
 }
 
-/// A server's key in `dir`.
-pub fn key(dir: &Path, server: &str) -> PathBuf {
-    dir.join(format!("{server}-key.pem"))
+/// Its key.
+pub fn key(dir: &Path, owner: &str) -> PathBuf {
+    dir.join(format!("{owner}-key.pem"))
+}
+
+/// Everybody who gets a certificate.
+pub fn owners() -> impl Iterator<Item = &'static str> {
+    SERVERS.into_iter().chain([OPERATOR])
 }
 
 /// Writes a set where there is none, keeps one that is valid, refuses to touch one that is not, unless `force`.
 pub fn ensure(dir: &Path, force: bool) -> Result<Outcome> {
-    let files = SERVERS
-        .iter()
-        .flat_map(|server| [cert(dir, server), key(dir, server)])
+    let files = owners()
+        .flat_map(|owner| [cert(dir, owner), key(dir, owner)])
         .chain([ca(dir)]);
     if force || files.into_iter().all(|file| !file.exists()) {
         write(dir)?;
@@ -76,11 +83,11 @@ pub fn write(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     let issuer = CertifiedIssuer::self_signed(authority()?, KeyPair::generate()?)?;
     write_file(&ca(dir), &issuer.pem(), 0o644)?;
-    for server in SERVERS {
+    for owner in owners() {
         let key_pair = KeyPair::generate()?;
-        let signed = server_params(server)?.signed_by(&key_pair, &issuer)?;
-        write_file(&cert(dir, server), &signed.pem(), 0o644)?;
-        write_file(&key(dir, server), &key_pair.serialize_pem(), 0o600)?;
+        let signed = params(owner)?.signed_by(&key_pair, &issuer)?;
+        write_file(&cert(dir, owner), &signed.pem(), 0o644)?;
+        write_file(&key(dir, owner), &key_pair.serialize_pem(), 0o600)?;
     }
     Ok(())
 }
@@ -91,13 +98,25 @@ pub fn verify(dir: &Path) -> Result<()> {
     roots
         .add(read_cert(&ca(dir))?)
         .with_context(|| format!("{} is no authority", ca(dir).display()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let (roots, provider) = (
+        Arc::new(roots),
+        Arc::new(rustls::crypto::ring::default_provider()),
+    );
     let verifier =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
-    for server in SERVERS {
-        let shown = cert(dir, server).display().to_string();
-        let certificate = read_cert(&cert(dir, server))?;
-        for name in names(server) {
+        WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
+    let caller = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
+    for owner in owners() {
+        let shown = cert(dir, owner).display().to_string();
+        let certificate = read_cert(&cert(dir, owner))?;
+        caller
+            .verify_client_cert(&certificate, &[], UnixTime::now())
+            .with_context(|| format!("{shown} cannot be shown by a caller"))?;
+        let names = if owner == OPERATOR {
+            Vec::new()
+        } else {
+            names(owner).to_vec()
+        };
+        for name in names {
             let name = ServerName::try_from(name).context("server name")?;
             verifier
                 .verify_server_cert(&certificate, &[], &name, &[], UnixTime::now())
@@ -108,7 +127,7 @@ pub fn verify(dir: &Path) -> Result<()> {
                     )
                 })?;
         }
-        let file = key(dir, server);
+        let file = key(dir, owner);
         let private = PrivateKeyDer::from_pem_file(&file)
             .with_context(|| format!("read {}", file.display()))?;
         ServerConfig::builder_with_provider(provider.clone())
@@ -139,15 +158,21 @@ fn authority() -> Result<CertificateParams> {
     Ok(params)
 }
 
-fn server_params(server: &str) -> Result<CertificateParams> {
-    let mut params = named(server, names(server).to_vec())?;
+fn params(owner: &str) -> Result<CertificateParams> {
+    let mut params = if owner == OPERATOR {
+        named(owner, Vec::new())?
+    } else {
+        named(owner, names(owner).to_vec())?
+    };
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // a service is also a caller: with both purposes it can show who it is when a neighbour asks
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if owner != OPERATOR {
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
     Ok(params)
 }
 
@@ -216,12 +241,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(key(dir.path(), "loms"), "left by someone").unwrap();
         write(dir.path()).unwrap();
-        for server in SERVERS {
-            let mode = fs::metadata(key(dir.path(), server))
+        for owner in owners() {
+            let mode = fs::metadata(key(dir.path(), owner))
                 .unwrap()
                 .permissions()
                 .mode();
-            assert_eq!(mode & 0o777, 0o600, "{server}");
+            assert_eq!(mode & 0o777, 0o600, "{owner}");
         }
     }
 }

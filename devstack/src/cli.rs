@@ -7,8 +7,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     binaries::Binaries,
-    certs, demo,
+    certs, chaos, demo,
     failure::{self, Interrupted},
+    kafka::{Kafka, Tools},
+    kafka_owner, load,
     postgres::{self, Server},
     postgres_owner,
     products::{self, StandIn},
@@ -33,15 +35,32 @@ enum Command {
     Up(BuildArgs),
     /// Play a folder of real orders through a stack of its own and compare what comes out
     Replay(ReplayArgs),
+    /// Put load on a stack of its own while everything in it is killed now and then, and recount what is left
+    Chaos(ChaosArgs),
+    /// Measure how fast it is
+    Load {
+        #[command(subcommand)]
+        what: load::What,
+    },
     /// Write development certificates, unless a valid set is there
     Certs(CertsArgs),
     /// Run the stand-in for ProductService
     Products(ProductsArgs),
     /// Run an embedded PostgreSQL, for a command or until Ctrl-C
     Pg(PgArgs),
+    /// Run an Apache Kafka from Maven Central, for a command or until Ctrl-C
+    Kafka(KafkaArgs),
     /// The process that owns the embedded PostgreSQL
     #[command(hide = true)]
     PgOwner { dir: PathBuf, install: PathBuf },
+    /// The process that owns the Apache Kafka
+    #[command(hide = true)]
+    KafkaOwner {
+        dir: PathBuf,
+        libs: PathBuf,
+        port: u16,
+        controller_port: u16,
+    },
 }
 
 #[derive(Args)]
@@ -62,6 +81,21 @@ struct ReplayArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     concurrency: u16,
     /// Write the JSON here too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    build: BuildArgs,
+}
+
+#[derive(Args)]
+struct ChaosArgs {
+    /// How long there are load and faults
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// What decides the moments of the faults and the choices of the callers [default: any]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Write the figures and findings here, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
     #[command(flatten)]
@@ -116,6 +150,13 @@ struct PgArgs {
     command: Vec<String>,
 }
 
+#[derive(Args)]
+struct KafkaArgs {
+    /// Run this with KAFKA_BROKERS set, then stop the broker and exit with its code
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
 /// Runs the command line.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -137,9 +178,21 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
-    if let Command::PgOwner { dir, install } = command {
-        // gives root up, which must happen before there is a second thread
-        return postgres_owner::run(&dir, &install).map(|()| ExitCode::SUCCESS);
+    // the owners make runtimes of their own; the first one gives root up, which must happen before there is a second thread
+    match &command {
+        Command::PgOwner { dir, install } => {
+            return postgres_owner::run(dir, install).map(|()| ExitCode::SUCCESS);
+        }
+        Command::KafkaOwner {
+            dir,
+            libs,
+            port,
+            controller_port,
+        } => {
+            let owned = kafka_owner::run(dir, libs, *port, *controller_port);
+            return owned.map(|()| ExitCode::SUCCESS);
+        }
+        _ => {}
     }
     crate::clients::install_tls_provider();
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
@@ -162,10 +215,34 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
             };
             replay::run(&plan, binaries).await?;
         }
+        Command::Chaos(args) => {
+            let binaries = binaries(&args.build).await?;
+            let order = chaos::Order {
+                seconds: args.seconds,
+                // short enough to be typed
+                seed: args
+                    .seed
+                    .unwrap_or_else(|| rand::random_range(1..1_000_000)),
+                json: args.json,
+            };
+            return chaos::run(&order, binaries).await;
+        }
+        Command::Load { what } => {
+            let build = BuildArgs {
+                no_build: what.plan().no_build,
+            };
+            // another's server needs none of ours
+            let binaries = match what.plan().addr {
+                Some(_) => None,
+                None => Some(binaries(&build).await?),
+            };
+            load::run(&what, binaries).await?;
+        }
         Command::Certs(args) => write_certs(&args)?,
         Command::Products(args) => serve_products(args).await?,
         Command::Pg(args) => return pg(args).await,
-        Command::PgOwner { .. } => {}
+        Command::Kafka(args) => return kafka(args).await,
+        Command::PgOwner { .. } | Command::KafkaOwner { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -183,7 +260,7 @@ fn write_certs(args: &CertsArgs) -> Result<()> {
     match certs::ensure(&args.dir, args.force)? {
         certs::Outcome::Written => println!(
             "wrote ca.pem and certificates for {} to {dir}",
-            certs::SERVERS.join(", ")
+            certs::owners().collect::<Vec<_>>().join(", ")
         ),
         certs::Outcome::Kept => println!("{dir} has a valid set; --force writes a new one"),
     }
@@ -223,10 +300,12 @@ async fn serve_products(args: ProductsArgs) -> Result<()> {
 async fn pg(args: PgArgs) -> Result<ExitCode> {
     let mut stop = Stop::listen()?;
     let devstack = std::env::current_exe().context("find devstack's own executable")?;
-    let server = stop.interrupts(Server::start(&devstack)).await?;
+    let starting = Server::start(&devstack, postgres::Source::Environment);
+    let server = stop.interrupts(starting).await?;
     let outcome = match args.command.split_first() {
         Some((program, arguments)) => {
-            postgres::run_with(&server, program, arguments, &mut stop).await
+            let variable = ("DATABASE_URL", server.url());
+            stop.run_with(variable, program, arguments).await
         }
         None => {
             println!("{}", server.url());
@@ -244,4 +323,26 @@ async fn pg(args: PgArgs) -> Result<ExitCode> {
         Err(error) if error.is::<Interrupted>() => Err(error),
         outcome => outcome.and_then(|code| stopped.map(|()| code)),
     }
+}
+
+async fn kafka(args: KafkaArgs) -> Result<ExitCode> {
+    let mut stop = Stop::listen()?;
+    let devstack = std::env::current_exe().context("find devstack's own executable")?;
+    let tools = stop.interrupts(Tools::find()).await?;
+    let kafka = stop.interrupts(Kafka::start(&devstack, &tools)).await?;
+    let address = kafka.address();
+    eprintln!("Apache Kafka {} listens on {address}", tools.version());
+    let outcome = match args.command.split_first() {
+        Some((program, arguments)) => {
+            let variable = ("KAFKA_BROKERS", address.as_str());
+            stop.run_with(variable, program, arguments).await
+        }
+        None => {
+            println!("{address}");
+            stop.asked().await;
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    let stopped = stop.impatient(kafka.stop()).await;
+    outcome.and_then(|code| stopped.map(|()| code))
 }

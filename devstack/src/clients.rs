@@ -1,6 +1,10 @@
 //! Callers of a stack, as anyone outside has them: gRPC over TLS with the stack's authority, JSON over HTTP.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use proto::{
@@ -13,11 +17,11 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use tonic::{
     Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_types::{ErrorInfo, StatusExt as _};
 
-use crate::stack::Stack;
+use crate::{certs, stack::Stack};
 
 /// No call of a walk or a replay takes longer; a stack that hangs must not hang its caller.
 const CALL_BOUND: Duration = Duration::from_secs(30);
@@ -33,15 +37,17 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Callers that connect with their first call.
+    /// Callers that connect with their first call; the one of LOMS is the operator.
     pub fn new(stack: &Stack) -> Result<Clients> {
         let ca = Certificate::from_pem(std::fs::read(stack.ca()).context("read the authority")?);
-        let grpc = |service: &str| channel(stack.service(service)?.grpc(), &ca);
+        let stranger = ClientTlsConfig::new().ca_certificate(ca);
+        let operator = stranger.clone().identity(operator(stack.certs())?);
+        let grpc = |service: &str, tls| channel(stack.service(service)?.grpc(), tls);
         Ok(Clients {
-            cart: CartClient::new(grpc("checkout")?),
-            loms: LomsClient::new(grpc("loms")?),
-            notifications: NotificationsClient::new(grpc("notifications")?),
-            products: ProductServiceClient::new(channel(stack.products(), &ca)?),
+            cart: CartClient::new(grpc("checkout", stranger.clone())?),
+            loms: LomsClient::new(grpc("loms", operator)?),
+            notifications: NotificationsClient::new(grpc("notifications", stranger.clone())?),
+            products: ProductServiceClient::new(channel(stack.products(), stranger)?),
             http: Http {
                 client: http_client()?,
                 checkout: stack.service("checkout")?.http(),
@@ -52,8 +58,18 @@ impl Clients {
     }
 }
 
-fn channel(address: SocketAddr, ca: &Certificate) -> Result<Channel> {
-    let tls = ClientTlsConfig::new().ca_certificate(ca.clone());
+/// Who may book deliveries.
+fn operator(certs: &Path) -> Result<Identity> {
+    let read =
+        |file: PathBuf| std::fs::read(&file).with_context(|| format!("read {}", file.display()));
+    Ok(Identity::from_pem(
+        read(certs::cert(certs, certs::OPERATOR))?,
+        read(certs::key(certs, certs::OPERATOR))?,
+    ))
+}
+
+/// A channel that connects with its first call.
+pub fn channel(address: SocketAddr, tls: ClientTlsConfig) -> Result<Channel> {
     Ok(Endpoint::from_shared(format!("https://{address}"))?
         .tls_config(tls)?
         .timeout(CALL_BOUND)

@@ -3,29 +3,17 @@
 
 use std::{
     fs::Permissions,
-    os::unix::{
-        fs::{MetadataExt as _, PermissionsExt as _},
-        process::ExitStatusExt as _,
-    },
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-    time::timeout,
-};
+use tokio::{process::Command, time::timeout};
 
-use crate::{failure::Misuse, signals::Stop};
+use crate::{failure::Misuse, owner::Owner};
 
 /// Download, initdb and start; the child has bounds of its own for each, this one is for a child that hangs.
 const START_BOUND: Duration = Duration::from_secs(300);
@@ -42,47 +30,43 @@ pub(crate) struct Started {
     pub(crate) url: String,
 }
 
+/// Which server a run uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The one in `DATABASE_URL`, or an embedded one.
+    Environment,
+    /// An embedded one whatever `DATABASE_URL` says, because it will be made to crash.
+    Own,
+}
+
 /// A server that answers and keeps what it commits.
 pub struct Server {
     url: String,
-    owner: Option<Owner>,
+    embedded: Option<Embedded>,
     made: Vec<String>,
 }
 
-/// The child that owns an embedded server; it ends when its stdin is closed.
-struct Owner {
-    child: Child,
+/// The child that owns an embedded server, and the data that it removes.
+struct Embedded {
+    owner: Owner,
     dir: PathBuf,
 }
 
 impl Server {
-    /// The server in `DATABASE_URL`, or an embedded one whose owner is `devstack` (this executable).
-    pub async fn start(devstack: &Path) -> Result<Server> {
-        match std::env::var("DATABASE_URL")
-            .ok()
-            .filter(|url| !url.is_empty())
-        {
-            Some(url) => Server::given(url).await,
-            None => Server::embedded(devstack).await,
-        }
-    }
-
-    async fn given(url: String) -> Result<Server> {
-        let server = Server {
-            url,
-            owner: None,
-            made: Vec::new(),
+    /// The server of `source`; an embedded one's owner is `devstack` (this executable).
+    pub async fn start(devstack: &Path, source: Source) -> Result<Server> {
+        let given = std::env::var("DATABASE_URL").ok();
+        let given = given.filter(|url| source == Source::Environment && !url.is_empty());
+        let (url, embedded) = match given {
+            Some(url) => (url, None),
+            None => {
+                let (url, embedded) = Embedded::spawn(devstack).await?;
+                (url, Some(embedded))
+            }
         };
-        server.verify_durability().await?;
-        Ok(server)
-    }
-
-    async fn embedded(devstack: &Path) -> Result<Server> {
-        let owner = Owner::spawn(devstack).await?;
-        let (owner, url) = owner;
         let server = Server {
             url,
-            owner: Some(owner),
+            embedded,
             made: Vec::new(),
         };
         server.verify_durability().await?;
@@ -96,7 +80,7 @@ impl Server {
 
     /// Where it listens and whose it is, for people.
     pub fn description(&self) -> &'static str {
-        if self.owner.is_some() {
+        if self.embedded.is_some() {
             "embedded PostgreSQL"
         } else {
             "PostgreSQL in DATABASE_URL"
@@ -120,11 +104,27 @@ impl Server {
         with_database(&self.url, name)
     }
 
+    /// Cuts every connection off and ends the server at once (`pg_ctl -m immediate`). Only an embedded one.
+    pub async fn crash(&mut self) -> Result<()> {
+        self.owner()?.crash().await
+    }
+
+    /// Starts it again, on the same port and data: it replays its log.
+    pub async fn recover(&mut self) -> Result<()> {
+        self.owner()?.recover().await
+    }
+
+    fn owner(&mut self) -> Result<&mut Owner> {
+        let embedded = self.embedded.as_mut();
+        let embedded = embedded.context("a server that is not ours cannot be made to crash")?;
+        Ok(&mut embedded.owner)
+    }
+
     /// Drops what was made and stops what was started.
     pub async fn stop(mut self) -> Result<()> {
-        if let Some(owner) = self.owner.take() {
+        if let Some(embedded) = self.embedded.take() {
             // the databases go with the server
-            return owner.stop().await;
+            return embedded.stop().await;
         }
         let mut connection = self.connect().await?;
         for name in &self.made {
@@ -173,12 +173,13 @@ impl Server {
     }
 }
 
-impl Owner {
-    async fn spawn(devstack: &Path) -> Result<(Owner, String)> {
+impl Embedded {
+    async fn spawn(devstack: &Path) -> Result<(String, Embedded)> {
         let root = nix::unistd::Uid::effective().is_root();
         let install = install_dir(root)?;
         let dir = data_dir(root)?;
-        let mut child = Command::new(devstack)
+        let mut command = Command::new(devstack);
+        command
             .arg("pg-owner")
             .args([&dir, &install])
             // a shell's working directory may be closed to the uid that the child takes
@@ -186,37 +187,19 @@ impl Owner {
             .env("LC_ALL", "C")
             .env("HOME", &dir)
             .env_remove("PGDATA")
-            .env_remove("PGOPTIONS")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C in a terminal must reach us first: the server is stopped last
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("start {}", devstack.display()))?;
-        let stdout = child
-            .stdout
-            .take()
-            .context("no stdout of the owner of PostgreSQL")?;
-        let line = timeout(START_BOUND, BufReader::new(stdout).lines().next_line()).await;
-        let line = line
-            .context("PostgreSQL did not start in 5 minutes")?
-            .context("read the address of PostgreSQL")?;
-        let Some(line) = line else {
-            child.wait().await?;
-            let _ = std::fs::remove_dir_all(&dir);
-            bail!("PostgreSQL did not start; the lines above say why");
-        };
-        let started: Started =
-            serde_json::from_str(&line).context("parse the address of PostgreSQL")?;
-        Ok((Owner { child, dir }, started.url))
+            .env_remove("PGOPTIONS");
+        match Owner::spawn::<Started>("PostgreSQL", command, START_BOUND).await {
+            Ok((owner, started)) => Ok((started.url, Embedded { owner, dir })),
+            Err(error) => {
+                // the child removes it, unless it never ran
+                let _ = std::fs::remove_dir_all(&dir);
+                Err(error)
+            }
+        }
     }
 
-    async fn stop(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let ended = timeout(STOP_BOUND, self.child.wait())
-            .await
-            .context("PostgreSQL did not stop in a minute")??;
-        ensure!(ended.success(), "PostgreSQL did not stop cleanly: {ended}");
+    async fn stop(self) -> Result<()> {
+        self.owner.stop(STOP_BOUND).await?;
         if self.dir.exists() {
             std::fs::remove_dir_all(&self.dir).context("remove the data of PostgreSQL")?;
         }
@@ -284,42 +267,6 @@ fn open_to_all(dir: &Path) -> bool {
             .is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0 || meta.uid() == UNPRIVILEGED)
     };
     dir.ancestors().all(passable)
-}
-
-/// Runs a command with `DATABASE_URL` set to the server and answers with its exit code. It is in our process group, so that
-/// Ctrl-C reaches it by itself; SIGTERM is passed on.
-pub async fn run_with(
-    server: &Server,
-    program: &str,
-    arguments: &[String],
-    stop: &mut Stop,
-) -> Result<ExitCode> {
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("DATABASE_URL", server.url())
-        .spawn()
-        .map_err(|error| {
-            Misuse::error(
-                format!("running {program}: {error}"),
-                "name a program that is there",
-            )
-        })?;
-    let ended = loop {
-        tokio::select! {
-            ended = child.wait() => break ended?,
-            () = stop.asked() => {
-                if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-                    // it may have ended meanwhile
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-                }
-            }
-        }
-    };
-    // as a shell has it: 128 and the signal's number
-    let code = ended
-        .code()
-        .unwrap_or_else(|| 128 + ended.signal().unwrap_or_default());
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
 /// The same server's URL with another database.

@@ -1,27 +1,30 @@
 //! The child process that owns an embedded PostgreSQL: `kill -9` of a server's parent leaves the server running, so its
-//! parent is this one, which does nothing but wait for its stdin to end and then stop the server and remove its data.
+//! parent is this one, which waits for its stdin to end and then stops the server and removes its data. Meanwhile it lets
+//! the server crash and recover when it is asked to.
 
 use std::{
     collections::HashMap,
-    io::Write as _,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{Gid, Uid};
-use postgresql_embedded::{PostgreSQL, Settings, VersionReq};
-use tokio::{io::AsyncReadExt as _, signal::unix::SignalKind};
+use postgresql_embedded::{PostgreSQL, Settings, Status, VersionReq};
+use tokio::process::Command;
 
-use crate::postgres::{Started, UNPRIVILEGED};
+use crate::{
+    owner::{Owned, obey},
+    ports::Reserved,
+    postgres::{Started, UNPRIVILEGED},
+};
 
 /// zonky's builds on Maven Central; the crate knows the address by this name.
 const RELEASES: &str = "https://github.com/zonkyio/embedded-postgres-binaries";
 const VERSION: &str = "=17.5.0";
 /// initdb with fsync takes more than the crate's 5 s on a busy machine.
 const COMMAND_BOUND: Duration = Duration::from_secs(60);
-/// The crate picks a free port and lets go of it before the server takes it: another may be faster.
-const ATTEMPTS: usize = 3;
 
 /// Runs until stdin ends. The one argument pair is the folder for the data, removed at the end, and the one for the
 /// server's programs, kept.
@@ -48,51 +51,64 @@ fn take_unprivileged_uid() -> Result<()> {
 }
 
 async fn own(dir: &Path, install: &Path) -> Result<()> {
-    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    let server = start(dir, install).await?;
-    let started = Started {
-        url: server.settings().url("postgres"),
-    };
-    println!("{}", serde_json::to_string(&started)?);
-    std::io::stdout().flush()?;
-    let mut rest = Vec::new();
-    let mut stdin = tokio::io::stdin();
-    tokio::select! {
-        _ = stdin.read_to_end(&mut rest) => {}
-        _ = terminate.recv() => {}
-    }
-    server.stop().await.context("stop PostgreSQL")
-}
-
-async fn start(dir: &Path, install: &Path) -> Result<PostgreSQL> {
-    let mut server = PostgreSQL::new(settings(dir, install)?);
+    // the crate would pick a port, let go of it before the server takes it, and again with each restart
+    let port = Reserved::any()?;
+    let mut server = PostgreSQL::new(settings(dir, install, port.address().port())?);
     server
         .setup()
         .await
         .context("set PostgreSQL up (the first run downloads it from Maven Central)")?;
-    for attempt in 1.. {
-        let Err(error) = server.start().await else {
-            break;
-        };
-        if attempt == ATTEMPTS {
-            let log = std::fs::read_to_string(dir.join("data/start.log")).unwrap_or_default();
-            return Err(error)
-                .with_context(|| format!("start PostgreSQL, whose log ends with\n{log}"));
-        }
-        server = PostgreSQL::new(settings(dir, install)?);
-        server.setup().await.context("set PostgreSQL up again")?;
+    let mut server = Database(server);
+    server.recover().await?;
+    let started = Started {
+        url: server.0.settings().url("postgres"),
+    };
+    let obeyed = obey(&mut server, &started).await;
+    // a crash that was asked for last leaves nothing to stop
+    if server.0.status() == Status::Started {
+        server.0.stop().await.context("stop PostgreSQL")?;
     }
-    Ok(server)
+    obeyed
+}
+
+struct Database(PostgreSQL);
+
+impl Owned for Database {
+    /// Immediate mode: no checkpoint, every connection cut off; the next start replays the log.
+    async fn crash(&mut self) -> Result<()> {
+        let settings = self.0.settings();
+        let ended = Command::new(settings.binary_dir().join("pg_ctl"))
+            .args(["stop", "--mode=immediate", "--wait", "--silent", "--pgdata"])
+            .arg(&settings.data_dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .await
+            .context("run pg_ctl")?;
+        ensure!(ended.success(), "pg_ctl stop: {ended}");
+        Ok(())
+    }
+
+    async fn recover(&mut self) -> Result<()> {
+        let started = self.0.start().await;
+        started.with_context(|| {
+            let log = self.0.settings().data_dir.join("start.log");
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            format!("start PostgreSQL, whose log ends with\n{log}")
+        })
+    }
 }
 
 /// Spelled out whole: `Settings::default()` leaves two temporary folders behind.
-fn settings(dir: &Path, install: &Path) -> Result<Settings> {
+fn settings(dir: &Path, install: &Path, port: u16) -> Result<Settings> {
     let password = read_or_make_password(&dir.join("password"))?;
     let configuration = [
         // the crate starts the server with -F; the later option wins
         ("fsync", "on"),
         // six test stacks at once, three services with pools each
         ("max_connections", "300"),
+        // after a crash one call, in place of one for each of a thousand files
+        ("recovery_init_sync_method", "syncfs"),
         ("listen_addresses", "127.0.0.1"),
         // no socket files: TCP is all that is used
         ("unix_socket_directories", ""),
@@ -104,7 +120,7 @@ fn settings(dir: &Path, install: &Path) -> Result<Settings> {
         password_file: dir.join("password"),
         data_dir: dir.join("data"),
         host: "127.0.0.1".to_owned(),
-        port: 0,
+        port,
         username: "postgres".to_owned(),
         password,
         temporary: false,

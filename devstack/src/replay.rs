@@ -1,8 +1,9 @@
 //! Plays a folder of real orders through a stack of its own and holds what comes out against the folder's expectation.
 //!
 //! One shopper at a time must give exactly `expected.json`. Many at once may not (who comes first gets the last unit), but
-//! every unit must still be on sale or sold, and `loms audit` must find nothing.
+//! every unit must still be on sale or sold, every order must be what its cart held, and `loms audit` must find nothing.
 
+mod carts;
 mod outcome;
 mod play;
 mod stock;
@@ -83,8 +84,11 @@ pub async fn play_and_count(plan: &Plan, folder: &Folder, stack: &Stack) -> Resu
     stack.receive_stock(&plan.dir.join("stock.csv")).await?;
     let clients = stack.clients()?;
     let since = Instant::now();
-    let tally = play::play(plan, folder, &clients).await?;
+    let mut tally = play::play(plan, folder, &clients).await?;
     let seconds = since.elapsed().as_secs_f64();
+    tally
+        .wrong_carts
+        .extend(carts::left(folder, &clients).await?);
     let left = stock::left(folder, &clients).await?;
     let audit = stack.command("loms", &["audit"]).await?;
     Ok(Outcome::new(plan, folder, tally, &left, seconds, &audit))

@@ -1,12 +1,13 @@
 //! One service as a child process: started with a configuration file, found by the JSON line in which it says where it
-//! listens, stopped by closing its stdin. If we are killed the stdin closes all the same.
+//! listens, stopped by closing its stdin. If we are killed the stdin closes all the same. It may be killed, and started
+//! again.
 
 use std::{
     fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -29,20 +30,26 @@ const MISCONFIGURED: i32 = 64;
 /// How much of a log is shown when its service fails.
 const TAIL_LINES: usize = 20;
 
-/// The first line of a service's stdout.
+/// The line on a service's stdout that says where it listens.
 #[derive(Deserialize)]
 struct Addresses {
     grpc: SocketAddr,
     http: SocketAddr,
 }
 
-/// A service that listens.
+/// A service that listens, unless it has been killed.
 pub struct Service {
     name: &'static str,
-    child: Child,
+    executable: PathBuf,
+    config: PathBuf,
     log: PathBuf,
+    running: Option<Running>,
     grpc: SocketAddr,
     http: SocketAddr,
+}
+
+struct Running {
+    child: Child,
     /// Copies the rest of stdout to the log.
     copying: JoinSet<()>,
 }
@@ -55,36 +62,60 @@ impl Service {
         config: &Path,
         log: PathBuf,
     ) -> Result<Service> {
-        let mut child = Command::new(executable)
-            .args(["serve", "--stop-on-stdin-close", "--config"])
-            .arg(config)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(File::create(&log).context("make the log")?)
-            // Ctrl-C in a terminal is for us; we stop the services one after another
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("start {}", executable.display()))?;
-        let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
-        let first = timeout(START_BOUND, lines.next_line()).await;
-        let first =
-            first.map_err(|_| anyhow!("{name} did not say where it listens\n{}", tail(&log)))??;
-        let Some(line) = first else {
-            let ended = child.wait().await?;
-            return Err(refusal(name, ended, &log));
-        };
-        let Addresses { grpc, http } = serde_json::from_str(&line)
-            .with_context(|| format!("{name} said instead of its addresses: {line}"))?;
-        let mut copying = JoinSet::new();
-        copying.spawn(copy(lines, log.clone()));
+        let (running, Addresses { grpc, http }) = run_serve(name, executable, config, &log).await?;
         Ok(Service {
             name,
-            child,
+            executable: executable.to_owned(),
+            config: config.to_owned(),
             log,
+            running: Some(running),
             grpc,
             http,
-            copying,
         })
+    }
+
+    /// Kills it, as a crash does: nothing of its own can run any more.
+    pub async fn kill(&mut self) -> Result<()> {
+        if let Some(mut running) = self.running.take() {
+            running.child.kill().await?;
+            while running.copying.join_next().await.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Starts a killed service again with the configuration it had, which must name the ports.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let (running, Addresses { grpc, http }) =
+            run_serve(self.name, &self.executable, &self.config, &self.log).await?;
+        self.running = Some(running);
+        ensure!(
+            (grpc, http) == (self.grpc, self.http),
+            "{} came back elsewhere",
+            self.name
+        );
+        Ok(())
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn wait_ready(&mut self, bound: Duration) -> Result<()> {
+        let http = crate::clients::http_client()?;
+        let url = format!("http://{}/readyz", self.http);
+        let by = Instant::now() + bound;
+        loop {
+            self.check_alive()?;
+            let answer = http.get(&url).send().await;
+            let answer = answer.and_then(reqwest::Response::error_for_status);
+            if answer.is_ok() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < by,
+                "{} is not ready: {answer:?}\n{}",
+                self.name,
+                tail(&self.log)
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Its name, as in the contract.
@@ -104,7 +135,7 @@ impl Service {
 
     /// Its process, for a look at its memory, or for a harder end than [`Service::stop`].
     pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+        self.running.as_ref()?.child.id()
     }
 
     /// Its log, stdout and stderr together.
@@ -114,7 +145,10 @@ impl Service {
 
     /// An error with the end of its log, if it has ended by itself.
     pub fn check_alive(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
+        let Some(running) = &mut self.running else {
+            bail!("{} was killed", self.name)
+        };
+        match running.child.try_wait()? {
             Some(ended) => bail!(
                 "{} ended by itself ({ended}); its log ends with\n{}",
                 self.name,
@@ -125,10 +159,17 @@ impl Service {
     }
 
     /// Closes its stdin and waits; kills it when it takes too long, which is an error.
-    pub async fn stop(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let Ok(ended) = timeout(STOP_BOUND, self.child.wait()).await else {
-            self.child.kill().await?;
+    pub async fn stop(self) -> Result<()> {
+        let Some(Running {
+            mut child,
+            mut copying,
+        }) = self.running
+        else {
+            return Ok(());
+        };
+        drop(child.stdin.take());
+        let Ok(ended) = timeout(STOP_BOUND, child.wait()).await else {
+            child.kill().await?;
             bail!(
                 "{} did not stop in {} s and was killed\n{}",
                 self.name,
@@ -137,7 +178,7 @@ impl Service {
             );
         };
         let ended = ended?;
-        while self.copying.join_next().await.is_some() {}
+        while copying.join_next().await.is_some() {}
         ensure!(
             ended.success(),
             "{} did not stop cleanly ({ended}); its log ends with\n{}",
@@ -146,6 +187,37 @@ impl Service {
         );
         Ok(())
     }
+}
+
+async fn run_serve(
+    name: &str,
+    executable: &Path,
+    config: &Path,
+    log: &Path,
+) -> Result<(Running, Addresses)> {
+    // what a process wrote before it was killed stays
+    let file = File::options().append(true).create(true).open(log);
+    let mut child = Command::new(executable)
+        .args(["serve", "--stop-on-stdin-close", "--config"])
+        .arg(config)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(file.context("open the log")?)
+        // Ctrl-C in a terminal is for us; we stop the services one after another
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("start {}", executable.display()))?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let found = timeout(START_BOUND, find_addresses(&mut lines)).await;
+    let (addresses, before) =
+        found.map_err(|_| anyhow!("{name} did not say where it listens\n{}", tail(log)))??;
+    let Some(addresses) = addresses else {
+        let ended = child.wait().await?;
+        return Err(refusal(name, ended, log));
+    };
+    let mut copying = JoinSet::new();
+    copying.spawn(copy(before, lines, log.to_owned()));
+    Ok((Running { child, copying }, addresses))
 }
 
 /// Runs a service's other command (`migrate`, `audit`, ..) to its end and answers its stdout.
@@ -200,13 +272,32 @@ impl Finished {
     }
 }
 
-async fn copy(mut lines: Lines<BufReader<ChildStdout>>, log: PathBuf) {
+/// The addresses, and what was logged before them: a broker that is away is complained of at once. No addresses: it ended.
+async fn find_addresses(
+    lines: &mut Lines<BufReader<ChildStdout>>,
+) -> std::io::Result<(Option<Addresses>, Vec<String>)> {
+    let mut before = Vec::new();
+    while let Some(line) = lines.next_line().await? {
+        match serde_json::from_str(&line) {
+            Ok(addresses) => return Ok((Some(addresses), before)),
+            Err(_) => before.push(line),
+        }
+    }
+    Ok((None, before))
+}
+
+async fn copy(before: Vec<String>, mut lines: Lines<BufReader<ChildStdout>>, log: PathBuf) {
     // the service must never block on a full pipe: without a log its lines are read and lost
     let mut file = tokio::fs::OpenOptions::new()
         .append(true)
         .open(log)
         .await
         .ok();
+    if let Some(file) = &mut file
+        && !before.is_empty()
+    {
+        let _ = file.write_all((before.join("\n") + "\n").as_bytes()).await;
+    }
     while let Ok(Some(mut line)) = lines.next_line().await {
         line.push('\n');
         if let Some(file) = &mut file {

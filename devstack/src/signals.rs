@@ -1,11 +1,18 @@
 //! Ctrl-C and SIGTERM end the work, not the program: the stack is stopped first. A second signal ends the program at once.
 
-use std::future::Future;
+use std::{future::Future, os::unix::process::ExitStatusExt as _, process::ExitCode};
 
 use anyhow::Result;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use nix::{
+    sys::signal::{Signal as Kind, kill},
+    unistd::Pid,
+};
+use tokio::{
+    process::Command,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
-use crate::failure::Interrupted;
+use crate::failure::{Interrupted, Misuse};
 
 /// Both signals that ask a program to end.
 pub struct Stop {
@@ -44,5 +51,41 @@ impl Stop {
             outcome = cleanup => outcome,
             () = self.asked() => std::process::exit(130),
         }
+    }
+
+    /// Runs a command with one more variable in its environment and answers with its exit code. It is in our process
+    /// group, so that Ctrl-C reaches it by itself; SIGTERM is passed on.
+    pub async fn run_with(
+        &mut self,
+        (name, value): (&str, &str),
+        program: &str,
+        arguments: &[String],
+    ) -> Result<ExitCode> {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env(name, value)
+            .spawn()
+            .map_err(|error| {
+                Misuse::error(
+                    format!("running {program}: {error}"),
+                    "name a program that is there",
+                )
+            })?;
+        let ended = loop {
+            tokio::select! {
+                ended = child.wait() => break ended?,
+                () = self.asked() => {
+                    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+                        // it may have ended meanwhile
+                        let _ = kill(Pid::from_raw(pid), Kind::SIGTERM);
+                    }
+                }
+            }
+        };
+        // as a shell has it: 128 and the signal's number
+        let code = ended
+            .code()
+            .unwrap_or_else(|| 128 + ended.signal().unwrap_or_default());
+        Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
     }
 }

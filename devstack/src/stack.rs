@@ -9,15 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use crate::{
     binaries::{Binaries, SERVICES},
-    broker::Broker,
+    broker::{self, Broker},
     certs,
     clients::Clients,
-    postgres::Server,
+    ports::{Ports, Reserved},
+    postgres::{self, Server},
     products::{self, StandIn},
     retail,
     service::{self, Finished, Service},
@@ -25,28 +26,6 @@ use crate::{
 
 /// Migrated databases, open doors, a consumer that may still join: seconds, on a busy machine more.
 const READY_BOUND: Duration = Duration::from_secs(30);
-
-/// Where everything listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ports {
-    /// Wherever there is room: any number of stacks at once.
-    Free,
-    /// The contract's ports, for people.
-    Contract,
-}
-
-impl Ports {
-    /// The gRPC and HTTP port of a service, by the contract, 0 for any.
-    pub fn of(self, service: &str) -> (u16, u16) {
-        match (self, service) {
-            (Ports::Contract, "checkout") => (50051, 8090),
-            (Ports::Contract, "loms") => (50052, 8081),
-            (Ports::Contract, "notifications") => (50053, 8082),
-            (Ports::Contract, "products") => (50054, 0),
-            _ => (0, 0),
-        }
-    }
-}
 
 /// What differs between one stack and another.
 pub struct Options {
@@ -57,6 +36,12 @@ pub struct Options {
     /// How long an order may stay unpaid, as humantime writes it.
     pub payment_timeout: &'static str,
     pub limits: products::Limits,
+    /// Which of [`SERVICES`] run.
+    pub services: &'static [&'static str],
+    pub postgres: postgres::Source,
+    pub broker: broker::Source,
+    /// By service, what its configuration says besides: `{"loms": {"limits": {"in_flight": 8}}}`.
+    pub settings: Value,
     /// Whether to say on stderr what starts.
     pub quiet: bool,
 }
@@ -70,7 +55,11 @@ impl Options {
             ports: Ports::Free,
             certs: None,
             payment_timeout: "10m",
+            services: &SERVICES,
             limits,
+            postgres: postgres::Source::Environment,
+            broker: broker::Source::Environment,
+            settings: Value::Null,
             quiet: false,
         }
     }
@@ -82,6 +71,10 @@ pub struct Stack {
     products: StandIn,
     broker: Broker,
     postgres: Server,
+    /// The URL of each service's database, in the order of [`SERVICES`].
+    databases: Vec<String>,
+    /// The services' ports: one that is killed finds its own free.
+    ports: Vec<Reserved>,
     certs: PathBuf,
     binaries: Binaries,
     /// Configurations, logs and certificates of this run; mode 0700, removed at the end.
@@ -113,8 +106,8 @@ impl Stack {
         };
         let since = Instant::now();
         let (postgres, broker) = tokio::try_join!(
-            Server::start(options.binaries.devstack()),
-            Broker::start(&run)
+            Server::start(options.binaries.devstack(), options.postgres),
+            Broker::start(&options.broker, options.binaries.devstack(), &run)
         )?;
         say(
             &format!("{}, {}", postgres.description(), broker.description()),
@@ -127,6 +120,8 @@ impl Stack {
             products,
             broker,
             postgres,
+            databases: Vec::new(),
+            ports: Vec::new(),
             certs,
             binaries,
             dir,
@@ -138,58 +133,64 @@ impl Stack {
             return Err(error);
         }
         say(
-            "checkout, loms, notifications: migrated, started, ready",
+            &format!("{}: migrated, started, ready", options.services.join(", ")),
             since,
         );
         Ok(stack)
     }
 
     async fn start_services(&mut self, options: &Options, run: &str) -> Result<()> {
-        let mut databases = Vec::new();
+        let mut doors = Vec::new();
         for name in SERVICES {
-            databases.push(
-                self.postgres
-                    .create_database(&format!("devstack_{run}_{name}"))
-                    .await?,
-            );
+            let database = format!("devstack_{run}_{name}");
+            self.databases
+                .push(self.postgres.create_database(&database).await?);
+            let (grpc, http) = options.ports.of(name);
+            doors.push((self.door(grpc)?, self.door(http)?));
         }
-        let [checkout, loms, notifications] = &databases[..] else {
-            return Ok(());
-        };
-        let kafka = json!({"brokers": self.broker.brokers(), "kafka": self.broker.section()});
-        let orders = json!({"orders": {"payment_timeout": options.payment_timeout}});
-        let (loms, notifications) = tokio::try_join!(
-            self.launch("loms", loms, [kafka.clone(), orders], options.ports),
-            self.launch("notifications", notifications, [kafka], options.ports),
-        )?;
-        // checkout is last: it must know where loms listens
+        let loms = doors[1].0.to_string();
         let products = self.products.address().to_string();
-        let own = json!({
+        let kafka = json!({"brokers": self.broker.brokers(), "kafka": self.broker.section()});
+        let of_checkout = json!({
             "token": products::TOKEN,
-            "services": {"loms": loms.grpc().to_string(), "products": products},
+            "services": {"loms": loms, "products": products},
             "products": {"tls": true, "ca": certs::ca(&self.certs)},
         });
-        let checkout = self
-            .launch("checkout", checkout, [own], options.ports)
-            .await?;
-        self.services = vec![checkout, loms, notifications];
+        let mut of_loms = kafka.clone();
+        of_loms["orders"] = json!({"payment_timeout": options.payment_timeout});
+        // whoever books deliveries shows who he is
+        of_loms["tls"] = json!({"client_auth": "optional"});
+        let mut own = [of_checkout, of_loms, kafka];
+        for (name, own) in SERVICES.into_iter().zip(&mut own) {
+            merge(own, &options.settings[name]);
+        }
+        let wanted =
+            (0..SERVICES.len()).filter(|index| options.services.contains(&SERVICES[*index]));
+        let launched = wanted.map(|index| self.launch(index, doors[index], own[index].clone()));
+        self.services = futures::future::try_join_all(launched).await?;
         self.wait_ready().await
     }
 
-    /// Writes a service's configuration, migrates its database, starts it.
-    async fn launch<const N: usize>(
-        &self,
-        name: &'static str,
-        database: &str,
-        own: [Value; N],
-        ports: Ports,
-    ) -> Result<Service> {
-        let mut config = self.config(name, database, ports);
-        for section in own {
-            if let (Value::Object(config), Value::Object(section)) = (&mut config, section) {
-                config.extend(section);
-            }
+    fn door(&mut self, port: u16) -> Result<SocketAddr> {
+        if port != 0 {
+            return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         }
+        let reserved = Reserved::any()?;
+        let address = reserved.address();
+        self.ports.push(reserved);
+        Ok(address)
+    }
+
+    /// Writes a service's configuration, migrates its database, starts it.
+    async fn launch(
+        &self,
+        index: usize,
+        doors: (SocketAddr, SocketAddr),
+        own: Value,
+    ) -> Result<Service> {
+        let name = SERVICES[index];
+        let mut config = self.config(name, &self.databases[index], doors);
+        merge(&mut config, &own);
         // a dollar in a password must not be read as the start of ${NAME}
         let text = serde_yaml::to_string(&config)?.replace('$', "$$");
         std::fs::write(self.config_file(name), text).context("write a configuration")?;
@@ -204,40 +205,19 @@ impl Stack {
         .await
     }
 
-    async fn wait_ready(&mut self) -> Result<()> {
-        let http = crate::clients::http_client()?;
-        let by = Instant::now() + READY_BOUND;
+    /// Waits until every service is ready, as after a start.
+    pub async fn wait_ready(&mut self) -> Result<()> {
         for service in &mut self.services {
-            let url = format!("http://{}/readyz", service.http());
-            loop {
-                service.check_alive()?;
-                let answer = http.get(&url).send().await;
-                if answer
-                    .as_ref()
-                    .is_ok_and(|response| response.status().is_success())
-                {
-                    break;
-                }
-                let log = || service::tail(service.log());
-                ensure!(
-                    Instant::now() < by,
-                    "{} is not ready: {answer:?}\n{}",
-                    service.name(),
-                    log()
-                );
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            service.wait_ready(READY_BOUND).await?;
         }
         Ok(())
     }
 
     /// What every service has.
-    fn config(&self, name: &str, database: &str, ports: Ports) -> Value {
-        let (grpc, http) = ports.of(name);
-        let listen = |port: u16| json!({"listen": SocketAddr::from((Ipv4Addr::LOCALHOST, port))});
+    fn config(&self, name: &str, database: &str, doors: (SocketAddr, SocketAddr)) -> Value {
         json!({
-            "grpc": listen(grpc),
-            "http": listen(http),
+            "grpc": {"listen": doors.0},
+            "http": {"listen": doors.1},
             "tls": {
                 "enabled": true,
                 "ca": certs::ca(&self.certs),
@@ -315,9 +295,32 @@ impl Stack {
         self.products.address()
     }
 
+    /// The URL of a service's database.
+    pub fn database(&self, service: &str) -> Result<&str> {
+        let index = SERVICES.iter().position(|name| *name == service);
+        let url = index.and_then(|index| self.databases.get(index));
+        url.map(String::as_str)
+            .with_context(|| format!("no database of {service}"))
+    }
+
+    /// The broker, with the names of its topics.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// What can be taken away, each apart: the services, in the order of [`SERVICES`], the broker, the database.
+    pub fn parts(&mut self) -> (&mut [Service], &mut Broker, &mut Server) {
+        (&mut self.services, &mut self.broker, &mut self.postgres)
+    }
+
     /// The server's URL, the broker's addresses: what a person may want to look into.
     pub fn backing(&self) -> (&str, &[String]) {
         (self.postgres.url(), self.broker.brokers())
+    }
+
+    /// The folder of the certificates in use.
+    pub fn certs(&self) -> &Path {
+        &self.certs
     }
 
     /// The authority that signed the certificates in use.
@@ -357,6 +360,19 @@ impl Stack {
         outcome = outcome.and(self.products.stop().await);
         outcome = outcome.and(self.broker.stop().await);
         outcome.and(self.postgres.stop().await)
+    }
+}
+
+/// Puts `changes` over a configuration, key by key.
+fn merge(into: &mut Value, changes: &Value) {
+    match changes {
+        Value::Null => {}
+        Value::Object(changes) if into.is_object() => {
+            for (key, change) in changes {
+                merge(&mut into[key], change);
+            }
+        }
+        change => *into = change.clone(),
     }
 }
 

@@ -13,8 +13,9 @@ use crate::{
     binaries::{Binaries, SERVICES},
     certs,
     failure::{Interrupted, Misuse},
+    ports::Ports,
     signals::Stop,
-    stack::{Options, Ports, Stack},
+    stack::{Options, Stack},
 };
 
 /// Where `make certs` puts them.
@@ -115,7 +116,7 @@ grpcurl -cacert certs/ca.pem -d '{"orderID":1}' localhost:50052 loms.Loms/ListOr
 grpcurl -cacert certs/ca.pem -d '{"orderID":1}' localhost:50052 loms.Loms/OrderPayed
 grpcurl -cacert certs/ca.pem -d '{"user":1,"items":[{"sku":22752000,"count":2}]}' localhost:50052 loms.Loms/CreateOrder
 grpcurl -cacert certs/ca.pem -d '{"orderID":2}' localhost:50052 loms.Loms/CancelOrder
-grpcurl -cacert certs/ca.pem -d '{"delivery_id":"by-hand","lines":[{"warehouse_id":1,"sku":22752000,"count":10}]}' localhost:50052 loms.Loms/ReceiveStock
+grpcurl -cacert certs/ca.pem -cert certs/operator.pem -key certs/operator-key.pem -d '{"delivery_id":"by-hand","lines":[{"warehouse_id":1,"sku":22752000,"count":10}]}' localhost:50052 loms.Loms/ReceiveStock
 grpcurl -cacert certs/ca.pem -d '{"user":1,"from":{"year":YEAR,"month":1,"day":1},"to":{"year":YEAR,"month":12,"day":31}}' localhost:50053 notifications.Notifications/GetHistoryWithPeriod
 grpcurl -cacert certs/ca.pem -d '{"token":"testtoken","sku":85123001}' localhost:50054 route256.product.ProductService/GetProduct
 

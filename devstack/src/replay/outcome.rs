@@ -26,6 +26,8 @@ pub struct Outcome {
     concurrency: usize,
     seconds: f64,
     orders_per_second: f64,
+    /// Carts, and orders, that are not what their shoppers put into them.
+    wrong_carts: Vec<String>,
     audit: Audit,
 }
 
@@ -73,6 +75,7 @@ impl Outcome {
             empty_carts,
             refused_lines,
             units_sold,
+            wrong_carts,
         } = tally;
         let (stock_left, stock_left_sha256) = (left.values().sum(), stock::digest(left));
         let (mut through_the_cart, mut straight_to_loms) = (None, None);
@@ -108,6 +111,7 @@ impl Outcome {
             concurrency: plan.concurrency,
             seconds: round(seconds, 3),
             orders_per_second: round(folder.orders.len() as f64 / seconds, 1),
+            wrong_carts,
             audit: Audit::of(audit),
         }
     }
@@ -133,6 +137,7 @@ impl Outcome {
                 "{received} units were received, {sold} sold, {left} are left"
             ));
         }
+        wrong.extend(self.wrong_carts.iter().cloned());
         if !self.audit.consistent {
             wrong.push(format!("loms audit: {}", self.audit.report.join("; ")));
         }

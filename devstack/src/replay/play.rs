@@ -9,23 +9,20 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::{
-    cart::{AddToCartRequest, DeleteFromCartRequest, PurchaseRequest},
+    cart::{AddToCartRequest, PurchaseRequest},
     loms::{CreateOrderRequest, OrderItem, OrderPayedRequest},
 };
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
-use super::{Plan, Way};
+use super::{Plan, Way, carts};
 use crate::{
     clients::{Clients, reason},
     retail::{Folder, Line, Order},
 };
 
-/// Removes a line from a cart whatever it holds: the most units that one line may have.
-const WHOLE_LINE: u32 = 65_535;
-
 /// What became of the orders.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) payed: u64,
     /// Not placed for want of stock.
@@ -34,6 +31,8 @@ pub(super) struct Tally {
     pub(super) empty_carts: u64,
     pub(super) refused_lines: u64,
     pub(super) units_sold: u64,
+    /// Carts, and orders, that are not what their shoppers put into them; a line each.
+    pub(super) wrong_carts: Vec<String>,
 }
 
 impl AddAssign for Tally {
@@ -43,6 +42,7 @@ impl AddAssign for Tally {
         self.empty_carts += other.empty_carts;
         self.refused_lines += other.refused_lines;
         self.units_sold += other.units_sold;
+        self.wrong_carts.extend(other.wrong_carts);
     }
 }
 
@@ -141,9 +141,11 @@ async fn through_the_cart(mut clients: Clients, order: &Order) -> Result<Tally> 
     };
     match clients.cart.purchase(request).await {
         Ok(response) => {
-            let request = OrderPayedRequest {
-                order_id: response.into_inner().order_id,
-            };
+            let order_id = response.into_inner().order_id;
+            tally
+                .wrong_carts
+                .extend(carts::ordered(&mut clients, order_id, &cart).await?);
+            let request = OrderPayedRequest { order_id };
             clients
                 .loms
                 .order_payed(request)
@@ -152,32 +154,16 @@ async fn through_the_cart(mut clients: Clients, order: &Order) -> Result<Tally> 
             tally.payed += 1;
             tally.units_sold += units(&cart);
         }
+        // another shopper was faster and the cart is as it was: this one gives up, so that the next order starts empty
         Err(status) if out_of_stock(&status) => {
             tally.failed += 1;
-            empty_the_cart(&mut clients, user, cart).await?;
+            tally
+                .wrong_carts
+                .extend(carts::give_up(&mut clients, user, &cart).await?);
         }
         Err(status) => return Err(status).context("Purchase"),
     }
     Ok(tally)
-}
-
-/// Another shopper was faster and the cart is as it was: this one gives up, so that the next order starts empty.
-async fn empty_the_cart(clients: &mut Clients, user: i64, mut cart: Vec<Line>) -> Result<()> {
-    cart.sort_by_key(|line| line.sku);
-    cart.dedup_by_key(|line| line.sku);
-    for line in cart {
-        let request = DeleteFromCartRequest {
-            user,
-            sku: line.sku,
-            count: WHOLE_LINE,
-        };
-        clients
-            .cart
-            .delete_from_cart(request)
-            .await
-            .context("DeleteFromCart")?;
-    }
-    Ok(())
 }
 
 async fn straight_to_loms(mut clients: Clients, order: &Order) -> Result<Tally> {

@@ -2,6 +2,7 @@
 
 use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
 
+use devstack::kafka::Tools;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -12,6 +13,8 @@ use crate::test_stack::{DEVSTACK, binaries, devstack, eventually};
 
 /// A walk takes 20 s on an idle machine, and its own bound is a minute.
 const WALK_BOUND: Duration = Duration::from_secs(150);
+/// A download, the first time, and two starts of Java.
+const KAFKA_BOUND: Duration = Duration::from_secs(240);
 
 #[tokio::test]
 async fn the_demo_walks_to_its_end() {
@@ -47,6 +50,24 @@ async fn a_killed_devstack_leaves_nothing_running() {
     // SIGKILL: nothing of devstack's own can run any more
     demo.kill().await.unwrap();
     eventually("every child has ended", async || {
+        !children.iter().any(|pid| is_running(*pid))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_devstack_takes_its_kafka_along() {
+    if let Err(error) = Tools::find().await {
+        return eprintln!("not tested: {error}");
+    }
+    let mut kafka = spawn(&["kafka"]);
+    let mut lines = BufReader::new(kafka.stdout.take().unwrap()).lines();
+    let address = timeout(KAFKA_BOUND, lines.next_line()).await.unwrap();
+    assert!(address.unwrap().is_some(), "it says where it listens");
+    let children = descendants(kafka.id().expect("it runs"));
+    assert_eq!(children.len(), 2, "its owner and java: {children:?}");
+    kafka.kill().await.unwrap();
+    eventually("the owner and java have ended", async || {
         !children.iter().any(|pid| is_running(*pid))
     })
     .await;

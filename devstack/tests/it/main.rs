@@ -7,13 +7,42 @@
 )]
 
 mod caller;
+mod chaos;
+mod deployments;
+mod line;
+mod promql;
+mod replica;
+mod scene;
+mod spans;
 mod test_stack;
 
 mod bad_input;
+mod brokers;
 mod command_line;
+mod compose;
+mod compose_environment;
+mod crashes;
+#[cfg(feature = "deployments")]
+mod dashboards;
+mod docs;
+mod gelf;
+#[cfg(feature = "deployments")]
+mod graylog;
+mod images;
+mod limits;
+mod metrics;
+mod migrations;
+mod monitoring;
 mod order_refusals;
 mod purchase;
+mod purchase_crashes;
+mod recount;
 mod refusals;
 mod replay;
+mod restarts;
+mod rolling;
+mod stopping;
+mod tls;
+mod traces;
 
 mod model;

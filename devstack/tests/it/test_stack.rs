@@ -7,6 +7,7 @@ use devstack::{
     clients::Clients,
     stack::{Options, Stack},
 };
+use serde_json::Value;
 use tokio::{sync::OnceCell, time::Instant};
 
 /// A condition that many processes and a broker stand behind, on a machine that also compiles.
@@ -34,8 +35,14 @@ pub(crate) struct TestStack {
 impl TestStack {
     /// A stack with `stock` (warehouse, SKU, count) received.
     pub(crate) async fn start(stock: &[(i64, u32, u64)]) -> TestStack {
+        TestStack::start_with(Value::Null, stock).await
+    }
+
+    /// One whose services have `settings` besides their own.
+    pub(crate) async fn start_with(settings: Value, stock: &[(i64, u32, u64)]) -> TestStack {
         let options = Options {
             quiet: true,
+            settings,
             ..Options::new(binaries().await)
         };
         let stack = Stack::start(&options).await.expect("the stack starts");
@@ -48,6 +55,12 @@ impl TestStack {
             clients,
         }
     }
+
+    /// The stack itself, to look into it and to take parts away.
+    pub(crate) fn stack(&mut self) -> &mut Stack {
+        self.stack.as_mut().expect("not finished yet")
+    }
+
     /// Every unit is accounted for, every service stops cleanly.
     pub(crate) async fn finish(mut self) {
         let stack = self.stack.take().expect("finished once");

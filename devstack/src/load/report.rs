@@ -1,0 +1,150 @@
+//! What a run found, with everything that its figures depend on: machine, versions, durability, TLS.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use serde::Serialize;
+use sqlx::{Connection as _, PgConnection, Row as _};
+
+use super::{measure::Figures, target::Target};
+
+/// One run.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Report {
+    pub(super) load: String,
+    /// Callers, or calls a second.
+    pub(super) pace: String,
+    pub(super) orders: String,
+    pub(super) seconds: u64,
+    pub(super) figures: Option<Figures>,
+    /// What else was measured, with its unit in its name.
+    pub(super) measured: Vec<(String, f64)>,
+    pub(super) peak_memory_mib: Option<f64>,
+    /// The last line of `loms audit`.
+    pub(super) audit: Option<String>,
+    pub(super) audit_clean: Option<bool>,
+    pub(super) machine: Machine,
+}
+
+/// Where it ran.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Machine {
+    pub(super) cpu: String,
+    pub(super) cores: usize,
+    pub(super) memory_gib: f64,
+    pub(super) build: &'static str,
+    pub(super) version: &'static str,
+    pub(super) tls: bool,
+    pub(super) broker: String,
+    pub(super) postgres: String,
+}
+
+impl Machine {
+    /// This machine, and what the target stands on as far as it is ours to ask.
+    pub(super) async fn of(target: &Target) -> Result<Machine> {
+        let (broker, postgres) = match target.stack() {
+            Some(stack) => (
+                stack.broker().description().to_owned(),
+                settings(stack.database("loms")?).await?,
+            ),
+            None => ("not ours".to_owned(), "not ours".to_owned()),
+        };
+        let (cpu, cores) = cpu();
+        Ok(Machine {
+            cpu,
+            cores,
+            memory_gib: memory_gib(),
+            build: if cfg!(debug_assertions) {
+                "debug"
+            } else {
+                "release"
+            },
+            version: env!("CARGO_PKG_VERSION"),
+            tls: target.tls(),
+            broker,
+            postgres,
+        })
+    }
+}
+
+async fn settings(url: &str) -> Result<String> {
+    let mut db = PgConnection::connect(url).await?;
+    let mut said = String::new();
+    for name in [
+        "server_version",
+        "fsync",
+        "synchronous_commit",
+        "full_page_writes",
+        "shared_buffers",
+        "max_wal_size",
+    ] {
+        let row = sqlx::query("SELECT current_setting($1)")
+            .bind(name)
+            .fetch_one(&mut db)
+            .await?;
+        let value: String = row.try_get(0)?;
+        write!(
+            said,
+            "{}{name} {value}",
+            if said.is_empty() { "" } else { ", " }
+        )?;
+    }
+    Ok(said)
+}
+
+fn cpu() -> (String, usize) {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or("unknown", |(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    (model.to_owned(), cores)
+}
+
+fn memory_gib() -> f64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
+    (kib.unwrap_or_default() / 1024.0 / 1024.0 * 10.0).round() / 10.0
+}
+
+impl Report {
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let mut text = format!(
+            "{} · {} · {} · {} s\n",
+            self.load, self.pace, self.orders, self.seconds
+        );
+        if let Some(figures) = &self.figures {
+            let _ = writeln!(
+                text,
+                "  {:.0} a second; p50 {:.2} ms, p90 {:.2}, p99 {:.2}, p99.9 {:.2}, max {:.1}",
+                figures.per_second,
+                figures.p50_ms,
+                figures.p90_ms,
+                figures.p99_ms,
+                figures.p999_ms,
+                figures.max_ms
+            );
+            let answers: Vec<_> = figures
+                .answers
+                .iter()
+                .map(|(answer, count)| format!("{answer} {count}"))
+                .collect();
+            let _ = writeln!(text, "  {}", answers.join(", "));
+        }
+        for (name, value) in &self.measured {
+            let _ = writeln!(text, "  {name} {value:.2}");
+        }
+        if let Some(memory) = self.peak_memory_mib {
+            let _ = writeln!(text, "  memory of loms {memory:.0} MiB at its peak");
+        }
+        if let Some(audit) = &self.audit {
+            let _ = writeln!(text, "  {audit}");
+        }
+        text
+    }
+}

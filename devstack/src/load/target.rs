@@ -1,0 +1,175 @@
+//! What the load is put on: a stack of its own with empty databases, or any server that speaks the contract.
+
+use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use proto::loms::loms_client::LomsClient;
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::Instant;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use super::skus::Skus;
+use crate::{
+    binaries::Binaries,
+    stack::{Options, Stack},
+};
+
+/// Callers share so many connections, as a few gateways in front would.
+const CONNECTIONS: usize = 8;
+/// Units of each SKU in each of the warehouses.
+const AMPLE: u32 = 100_000_000;
+const SCARCE: u32 = 100;
+const WAREHOUSES: i64 = 3;
+/// The system behind the load is asked for its state this often.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Where a server listens that is not ours, and what verifies it; plaintext without.
+#[derive(Clone, Debug)]
+pub(super) struct Address {
+    pub(super) grpc: String,
+    pub(super) ca: Option<PathBuf>,
+}
+
+/// A server under load.
+pub(super) struct Target {
+    stack: Option<Stack>,
+    tls: bool,
+    channels: Arc<Vec<Channel>>,
+}
+
+impl Target {
+    /// LOMS with its database and broker, alone on the machine with its load.
+    pub(super) async fn own(binaries: Binaries, payment_timeout: &'static str) -> Result<Target> {
+        let options = Options {
+            payment_timeout,
+            services: &["loms"],
+            ..Options::new(binaries)
+        };
+        let stack = Stack::start(&options).await?;
+        let address = Address {
+            grpc: stack.service("loms")?.grpc().to_string(),
+            ca: Some(stack.ca()),
+        };
+        Ok(Target {
+            channels: Arc::new(channels(&address)?),
+            tls: true,
+            stack: Some(stack),
+        })
+    }
+
+    /// A server that runs: its stock is what it is.
+    pub(super) fn at(address: &Address) -> Result<Target> {
+        Ok(Target {
+            stack: None,
+            tls: address.ca.is_some(),
+            channels: Arc::new(channels(address)?),
+        })
+    }
+
+    /// The caller of the given number.
+    pub(super) fn loms(
+        &self,
+    ) -> impl Fn(usize) -> LomsClient<Channel> + Clone + Send + Sync + 'static {
+        let channels = self.channels.clone();
+        move |caller| LomsClient::new(channels[caller % channels.len()].clone())
+    }
+
+    /// Whether calls are encrypted.
+    pub(super) fn tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The stack, if it is ours.
+    pub(super) fn stack(&self) -> Option<&Stack> {
+        self.stack.as_ref()
+    }
+
+    /// Puts units of every SKU on sale, three warehouses, if the stack is ours.
+    pub(super) async fn stock(&self, skus: &Skus, scarce: bool) -> Result<()> {
+        let Some(stack) = &self.stack else {
+            return Ok(());
+        };
+        let units = if scarce { SCARCE } else { AMPLE };
+        let mut csv = "warehouse_id,sku,count\n".to_owned();
+        for sku in skus.all() {
+            for warehouse in 1..=WAREHOUSES {
+                writeln!(csv, "{warehouse},{sku},{units}")?;
+            }
+        }
+        let file = stack.dir().join("load.csv");
+        std::fs::write(&file, csv).context("write the delivery")?;
+        stack.receive_stock(&file).await?;
+        Ok(())
+    }
+
+    /// A connection to the database of LOMS, if the stack is ours.
+    pub(super) async fn database(&self) -> Result<Option<PgConnection>> {
+        let Some(stack) = &self.stack else {
+            return Ok(None);
+        };
+        Ok(Some(PgConnection::connect(stack.database("loms")?).await?))
+    }
+
+    /// Resident memory of LOMS in MiB: its peak, from Linux's `VmHWM`.
+    pub(super) fn peak_memory(&self) -> Option<f64> {
+        let pid = self.stack.as_ref()?.service("loms").ok()?.pid()?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib / 1024.0)
+    }
+
+    /// `loms audit`: its last line, and whether it found nothing.
+    pub(super) async fn audit(&self) -> Result<Option<(bool, String)>> {
+        let Some(stack) = &self.stack else {
+            return Ok(None);
+        };
+        let audit = stack.command("loms", &["audit"]).await?;
+        let last = audit.stdout.lines().last().unwrap_or_default().to_owned();
+        Ok(Some((audit.status.success(), last)))
+    }
+
+    /// Stops the stack, if it is ours.
+    pub(super) async fn stop(self) -> Result<()> {
+        match self.stack {
+            Some(stack) => stack.stop().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits until the statement counts nothing, and says how long that took; `None` when it never came to it.
+pub(super) async fn until_none(
+    db: &mut PgConnection,
+    count: &'static str,
+    bound: Duration,
+) -> Result<Option<f64>> {
+    let since = Instant::now();
+    while since.elapsed() < bound {
+        let left: i64 = sqlx::query_scalar(count).fetch_one(&mut *db).await?;
+        if left == 0 {
+            return Ok(Some(since.elapsed().as_secs_f64()));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(None)
+}
+
+fn channels(address: &Address) -> Result<Vec<Channel>> {
+    let scheme = if address.ca.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", address.grpc))?
+        .timeout(Duration::from_secs(30))
+        .tcp_nodelay(true);
+    if let Some(ca) = &address.ca {
+        let pem = std::fs::read(ca).with_context(|| format!("read {}", ca.display()))?;
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+        endpoint = endpoint.tls_config(tls)?;
+    }
+    Ok((0..CONNECTIONS).map(|_| endpoint.connect_lazy()).collect())
+}

@@ -1,0 +1,144 @@
+//! Who is let in: certificates of callers, asked for, required, of the wrong authority; and plaintext.
+
+use devstack::{
+    certs,
+    clients::Door,
+    stack::{Options, Stack},
+};
+use proto::loms::{
+    ReceiveStockRequest, ReceiveStockResponse, StockLine, StocksRequest, loms_client::LomsClient,
+};
+use serde_json::{Value, json};
+use tonic::{Code, Response, Status, transport::Channel};
+
+use crate::{
+    caller::Caller,
+    replica::Replica,
+    test_stack::{TestStack, binaries},
+};
+
+const HEART: u32 = 85_123_001;
+
+async fn receive(
+    mut loms: LomsClient<Channel>,
+    id: &str,
+) -> Result<Response<ReceiveStockResponse>, Status> {
+    let line = StockLine {
+        warehouse_id: 1,
+        sku: HEART,
+        count: 1,
+    };
+    loms.receive_stock(ReceiveStockRequest {
+        delivery_id: id.to_owned(),
+        lines: vec![line],
+    })
+    .await
+}
+
+async fn on_sale(mut loms: LomsClient<Channel>) -> Result<u64, Status> {
+    let stocks = loms
+        .stocks(StocksRequest { sku: HEART })
+        .await?
+        .into_inner();
+    Ok(stocks.stocks.iter().map(|stock| stock.count).sum())
+}
+
+async fn loms() -> Stack {
+    let options = Options {
+        quiet: true,
+        services: &["loms"],
+        ..Options::new(binaries().await)
+    };
+    Stack::start(&options).await.unwrap()
+}
+
+/// A handshake that fails is no answer of a service; what the client makes of it depends on the moment.
+fn not_let_in<T: std::fmt::Debug>(answer: Result<T, Status>) {
+    let status = answer.expect_err("not let in");
+    let broken = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+    assert!(broken.contains(&status.code()), "{status:?}");
+    assert!(status.metadata().get("x-trace-id").is_none(), "{status:?}");
+}
+
+#[tokio::test]
+async fn deliveries_are_booked_by_callers_who_show_who_they_are() {
+    let stack = loms().await;
+    let other = tempfile::tempdir().unwrap();
+    certs::write(other.path()).unwrap();
+
+    let optional = Replica::start(&stack, &json!({"tls": {"client_auth": "optional"}})).await;
+    let refused = receive(optional.stranger(), "d1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    assert!(refused.message().contains("certificate"), "{refused:?}");
+    assert_eq!(on_sale(optional.stranger()).await.unwrap(), 0);
+    receive(optional.operator(stack.certs()), "d1")
+        .await
+        .unwrap();
+    assert_eq!(on_sale(optional.stranger()).await.unwrap(), 1);
+    not_let_in(receive(optional.operator(other.path()), "d2").await);
+    for path in ["/receiveStock", "/loms.Loms/ReceiveStock"] {
+        let url = format!("http://{}{path}", optional.http);
+        let http = devstack::clients::http_client().unwrap();
+        let answer = http.post(url).body("{}").send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 404, "{path}");
+    }
+    optional.stop().await;
+
+    // without being asked nobody shows one
+    let none = Replica::start(&stack, &json!({"tls": {"client_auth": "none"}})).await;
+    let refused = receive(none.operator(stack.certs()), "d3")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    none.stop().await;
+
+    let open = json!({"tls": {"client_auth": "none"}, "admin": {"allow_unauthenticated": true}});
+    let open = Replica::start(&stack, &open).await;
+    receive(open.stranger(), "d4").await.unwrap();
+    open.stop().await;
+
+    // callers may have another authority than servers
+    let foreign = json!({"tls": {"client_auth": "optional", "client_ca": certs::ca(other.path())}});
+    let foreign = Replica::start(&stack, &foreign).await;
+    receive(foreign.operator(other.path()), "d5").await.unwrap();
+    not_let_in(receive(foreign.operator(stack.certs()), "d6").await);
+    foreign.stop().await;
+    stack.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn where_certificates_are_required_checkout_shows_its_own() {
+    let required = json!({"tls": {"client_auth": "required"}});
+    let settings = json!({"loms": required, "checkout": required});
+    let mut stack = TestStack::start_with(settings, &[(1, HEART, 3)]).await;
+    // the stack's own caller of LOMS is the operator; the one of checkout shows nothing
+    let caller = Caller(stack.clients.clone());
+    not_let_in(caller.add(5, HEART, 1).await);
+    let body = json!({"user": 5, "sku": HEART, "count": 2});
+    let added = caller.post(Door::Checkout, "/addToCart", body).await;
+    assert_eq!(added.status, 200, "{}", added.body);
+    let bought = caller
+        .post(Door::Checkout, "/purchase", json!({"user": 5}))
+        .await;
+    assert_eq!(bought.status, 200, "{}", bought.body);
+
+    let stack_of = stack.stack();
+    let again = Replica::start(stack_of, &Value::Null).await;
+    not_let_in(on_sale(again.stranger()).await);
+    assert_eq!(on_sale(again.operator(stack_of.certs())).await.unwrap(), 1);
+    again.stop().await;
+    stack.finish().await;
+}
+
+#[tokio::test]
+async fn without_tls_it_is_plaintext_and_says_no_to_tls() {
+    let stack = loms().await;
+    let plain = json!({"tls": {"enabled": false, "client_auth": "none"}});
+    let plain = Replica::start(&stack, &plain).await;
+    let channel = Channel::from_shared(format!("http://{}", plain.grpc)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    assert_eq!(on_sale(LomsClient::new(channel)).await.unwrap(), 0);
+    not_let_in(on_sale(plain.stranger()).await);
+    plain.stop().await;
+    stack.stop().await.unwrap();
+}
