@@ -50,7 +50,7 @@ const BATCH_SPANS: usize = 64;
 const QUEUED_SPANS: usize = 8_192;
 /// Events and links of one span: with these it still fits into a packet.
 const SPAN_EVENTS: u32 = 16;
-/// See [`SPAN_EVENTS`].
+/// See `SPAN_EVENTS`.
 pub const SPAN_LINKS: usize = 64;
 
 /// Keeps the exporter alive; [`Telemetry::shutdown`] sends what is left.
@@ -169,7 +169,7 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 impl Telemetry {
-    /// Sends what is left, for at most [`FLUSH_BOUND`]: neither the exporter nor Graylog has a bound of its own.
+    /// Sends what is left, for at most `FLUSH_BOUND`: neither the exporter nor Graylog has a bound of its own.
     pub async fn shutdown(self) {
         let traces = tokio::task::spawn_blocking(move || drop(self.traces));
         let lines = async {
