@@ -63,10 +63,10 @@ pub struct Mark {
     /// When it was told to stop.
     pub from: Instant,
     /// When it had stopped: a call that began later has met the new one.
-    gone: Instant,
+    pub(super) gone: Instant,
     /// When it answered again, which is its own affair: replaying a log takes as long as the disk does.
-    answered: Option<Instant>,
-    back: [Option<Instant>; 3],
+    pub(super) answered: Option<Instant>,
+    pub(super) back: [Option<Instant>; 3],
 }
 
 impl Mark {

@@ -228,3 +228,77 @@ fn judge_recoveries(tally: &Tally, findings: &mut Findings) -> Option<f64> {
 fn slowest(seconds: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     seconds.flatten().reduce(f64::max)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tonic::Code;
+
+    use super::*;
+    use crate::chaos::calls::Method;
+
+    fn found(tally: &Tally, windows: &[Window]) -> Vec<String> {
+        let mut findings = Findings::default();
+        judge_calls(tally, windows, &mut findings);
+        judge_recoveries(tally, &mut findings);
+        findings.0.into_iter().map(|found| found.what).collect()
+    }
+
+    #[test]
+    fn only_a_fault_excuses_a_call_that_failed() {
+        let now = Instant::now();
+        let failed = |ended| Failure {
+            method: Method::CreateOrder,
+            code: Code::Unavailable,
+            ended,
+        };
+        let window = (now, now + Duration::from_secs(2));
+        let mut tally = Tally::default();
+        tally.failures.push(failed(now + Duration::from_secs(6)));
+        assert!(found(&tally, &[window]).is_empty());
+        tally.failures.push(failed(now + Duration::from_secs(8)));
+        assert_eq!(
+            found(&tally, &[window]),
+            ["1 calls failed although no service was away, the first a CreateOrder: Unavailable"]
+        );
+        assert!(found(&tally, &[])[0].starts_with("2 calls failed"));
+    }
+
+    #[test]
+    fn an_answer_that_never_should_come_is_found() {
+        let tally = Tally {
+            surprises: vec!["CreateOrder of user 1: Internal: internal error".to_owned()],
+            surprised: 3,
+            ..Tally::default()
+        };
+        let all = found(&tally, &[]);
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[1], "2 more calls like these");
+    }
+
+    #[test]
+    fn a_service_that_is_late_or_never_back_is_found() {
+        let now = Instant::now();
+        let back = |seconds| Some(now + Duration::from_secs(seconds));
+        let mut mark = Mark {
+            from: now,
+            gone: now,
+            answered: back(1),
+            back: [back(1), back(2), back(6)],
+        };
+        let mut tally = Tally::default();
+        tally.marks.push(mark.clone());
+        assert!(found(&tally, &[]).is_empty());
+        assert_eq!(slowest(mark.recoveries().into_iter()), Some(5.0));
+        mark.back = [None, back(2), back(7)];
+        tally.marks.push(mark);
+        assert_eq!(
+            found(&tally, &[]),
+            [
+                "checkout was not seen to answer after a database restart",
+                "notifications answered 6.0 s after its database did"
+            ]
+        );
+    }
+}

@@ -3,6 +3,7 @@
 use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
 
 use devstack::kafka::Tools;
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -13,6 +14,8 @@ use crate::test_stack::{DEVSTACK, binaries, devstack, eventually};
 
 /// A walk takes 20 s on an idle machine, and its own bound is a minute.
 const WALK_BOUND: Duration = Duration::from_secs(150);
+/// Its 5 s, a start, and all that may take a while to come to rest.
+const CHAOS_BOUND: Duration = Duration::from_secs(180);
 /// A download, the first time, and two starts of Java.
 const KAFKA_BOUND: Duration = Duration::from_secs(240);
 
@@ -53,6 +56,41 @@ async fn a_killed_devstack_leaves_nothing_running() {
         !children.iter().any(|pid| is_running(*pid))
     })
     .await;
+}
+
+#[tokio::test]
+async fn chaos_ends_with_its_figures_and_without_java_uses_the_mock_cluster() {
+    binaries().await;
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("report.json");
+    let output = Command::new(DEVSTACK)
+        .args(["chaos", "--seconds", "5", "--no-build", "--json"])
+        .arg(&json)
+        // nothing is found there, java neither
+        .env("PATH", dir.path())
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(CHAOS_BOUND, output)
+        .await
+        .expect("it ends")
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stdout}\n{stderr}");
+    assert!(stdout.starts_with("using the mock cluster"), "{stdout}");
+    let figures = stdout.lines().last().unwrap_or_default();
+    for part in ["2 kills", "1 broker outages", "1 database restarts"] {
+        assert!(figures.contains(part), "{figures}");
+    }
+    assert!(
+        figures.contains("lost 0, duplicated 0, wrong 0, audit clean"),
+        "{figures}"
+    );
+    let report: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert_eq!(
+        (&report["lost"], &report["audit"]),
+        (&0.into(), &"clean".into())
+    );
 }
 
 #[tokio::test]
