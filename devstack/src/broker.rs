@@ -1,31 +1,30 @@
-//! The Kafka of a run: librdkafka's mock cluster in this process, an Apache Kafka of our own, or the cluster in
+//! The Kafka of a run: librdkafka's mock cluster, an Apache Kafka of our own, or the cluster in
 //! `KAFKA_BROKERS`. Topics are made here, because services never make any; on a cluster that outlives us they carry the
 //! run's name and are deleted at the end. What is ours can be taken away for a while.
 
-use std::{path::Path, sync::mpsc, thread, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    error::KafkaResult,
-    mocking::MockCluster,
 };
 use serde_json::json;
+use tokio::process::Command;
 
 use crate::{
     failure::Misuse,
     kafka::{Kafka, Tools},
+    mock_owner,
+    owner::Owner,
 };
 
-/// As many brokers as a replication factor of 3 asks for.
-const MOCK_BROKERS: i32 = 3;
-/// The mock keeps 5 MiB a partition and drops the oldest silently: many partitions keep more.
-const MOCK_PARTITIONS: i32 = 32;
 /// What production has.
 const PARTITIONS: i32 = 12;
 const ADMIN_BOUND: Duration = Duration::from_secs(10);
+/// The mock starts in milliseconds, its process on a busy machine in seconds.
+const MOCK_BOUND: Duration = Duration::from_secs(30);
 /// A consumer that died is replaced after this long; the mock makes a second member wait for nearly all of it.
 const SESSION_TIMEOUT: &str = "6s";
 
@@ -50,16 +49,9 @@ pub struct Broker {
 }
 
 enum Kind {
-    /// The way to the thread that holds the cluster, which cannot move between threads; closed, the thread ends.
-    Mock(mpsc::Sender<Switch>),
+    Mock(Box<Owner>),
     Own(Box<Kafka>),
     Cluster(AdminClient<DefaultClientContext>),
-}
-
-/// Takes the mock's brokers away or brings them back, and where the outcome goes.
-struct Switch {
-    up: bool,
-    done: mpsc::Sender<KafkaResult<()>>,
 }
 
 impl Broker {
@@ -68,7 +60,7 @@ impl Broker {
         let given = std::env::var("KAFKA_BROKERS").ok();
         match (source, given.filter(|brokers| !brokers.is_empty())) {
             (Source::Environment, Some(brokers)) => Broker::cluster(brokers, run).await,
-            (Source::Environment, None) | (Source::Mock, _) => Broker::mock(),
+            (Source::Environment, None) | (Source::Mock, _) => Broker::mock(devstack).await,
             (Source::Own(tools), _) => {
                 let kafka = Kafka::start(devstack, tools).await?;
                 let brokers = kafka.address();
@@ -85,42 +77,18 @@ impl Broker {
         }
     }
 
-    fn mock() -> Result<Broker> {
+    async fn mock(devstack: &Path) -> Result<Broker> {
         let (orders, dead_letters) = ("orders".to_owned(), "orders.dlq".to_owned());
-        let topics = [(orders.clone(), MOCK_PARTITIONS), (dead_letters.clone(), 1)];
-        let (switch, switches) = mpsc::channel::<Switch>();
-        let (send, started) = mpsc::channel();
-        thread::Builder::new()
-            .name("mock kafka".to_owned())
-            .spawn(move || {
-                let cluster = MockCluster::new(MOCK_BROKERS).and_then(|cluster| {
-                    topics.iter().try_for_each(|(topic, partitions)| {
-                        cluster.create_topic(topic, *partitions, MOCK_BROKERS)
-                    })?;
-                    Ok(cluster)
-                });
-                // the receiver waits below; nothing else can be done with an error here
-                let _ = send.send(
-                    cluster
-                        .as_ref()
-                        .map(MockCluster::bootstrap_servers)
-                        .map_err(Clone::clone),
-                );
-                if let Ok(cluster) = cluster {
-                    obey(&cluster, &switches);
-                }
-            })?;
-        let bootstrap = started
-            .recv()
-            .context("the mock cluster's thread ended")?
-            .context("start the mock cluster")?;
-        let brokers = bootstrap.split(',').map(str::to_owned).collect();
+        let mut command = Command::new(devstack);
+        command.args(["mock-owner", &orders, &dead_letters]);
+        let (owner, started): (_, mock_owner::Started) =
+            Owner::spawn("the mock cluster", command, MOCK_BOUND).await?;
         Ok(Broker {
-            brokers,
+            brokers: started.brokers.split(',').map(str::to_owned).collect(),
             orders,
             dead_letters,
             group: "notifications".to_owned(),
-            kind: Kind::Mock(switch),
+            kind: Kind::Mock(Box::new(owner)),
         })
     }
 
@@ -140,7 +108,7 @@ impl Broker {
     /// Takes the brokers away: Apache Kafka is killed, the mock's brokers close their connections and accept none.
     pub async fn take_away(&mut self) -> Result<()> {
         match &mut self.kind {
-            Kind::Mock(switch) => flip(switch, false),
+            Kind::Mock(owner) => owner.crash().await,
             Kind::Own(kafka) => kafka.crash().await,
             Kind::Cluster(_) => bail!("brokers that are not ours cannot be taken away"),
         }
@@ -149,7 +117,7 @@ impl Broker {
     /// Brings them back, with all that they had acknowledged.
     pub async fn bring_back(&mut self) -> Result<()> {
         match &mut self.kind {
-            Kind::Mock(switch) => flip(switch, true),
+            Kind::Mock(owner) => owner.recover().await,
             Kind::Own(kafka) => kafka.recover().await,
             Kind::Cluster(_) => Ok(()),
         }
@@ -187,7 +155,7 @@ impl Broker {
     /// Deletes the topics from a cluster that outlives us, stops what is ours.
     pub async fn stop(self) -> Result<()> {
         match self.kind {
-            Kind::Mock(_) => Ok(()),
+            Kind::Mock(owner) => owner.stop(MOCK_BOUND).await,
             Kind::Own(kafka) => kafka.stop().await,
             Kind::Cluster(admin) => {
                 let topics = [self.orders.as_str(), self.dead_letters.as_str()];
@@ -196,28 +164,6 @@ impl Broker {
             }
         }
     }
-}
-
-/// The mock's thread, until the way to it is closed.
-fn obey(cluster: &MockCluster<'_, impl rdkafka::ClientContext>, switches: &mpsc::Receiver<Switch>) {
-    for Switch { up, done } in switches {
-        let switched = (1..=MOCK_BROKERS).try_for_each(|broker| match up {
-            true => cluster.broker_up(broker),
-            false => cluster.broker_down(broker),
-        });
-        // whoever asked may have been interrupted
-        let _ = done.send(switched);
-    }
-}
-
-fn flip(switch: &mpsc::Sender<Switch>, up: bool) -> Result<()> {
-    let (done, outcome) = mpsc::channel();
-    let gone = "the mock cluster's thread ended";
-    switch.send(Switch { up, done }).ok().context(gone)?;
-    outcome
-        .recv()
-        .context(gone)?
-        .context("switch the mock cluster")
 }
 
 fn admin(brokers: &str) -> Result<AdminClient<DefaultClientContext>> {
@@ -236,7 +182,7 @@ async fn create_topics(
         NewTopic::new(orders, PARTITIONS, TopicReplication::Fixed(-1)),
         NewTopic::new(dead_letters, 1, TopicReplication::Fixed(-1)),
     ];
-    let remedy = "correct KAFKA_BROKERS, or unset it for a broker in this process";
+    let remedy = "correct KAFKA_BROKERS, or unset it for an embedded broker";
     let made = admin.create_topics(&topics, &admin_options()).await;
     for result in made
         .map_err(|error| Misuse::error(format!("creating topics at {brokers}: {error}"), remedy))?

@@ -10,7 +10,7 @@ use crate::{
     certs, chaos, demo,
     failure::{self, Interrupted},
     kafka::{Kafka, Tools},
-    kafka_owner, load,
+    kafka_owner, load, mock_owner,
     postgres::{self, Server},
     postgres_owner,
     products::{self, StandIn},
@@ -60,6 +60,12 @@ enum Command {
         libs: PathBuf,
         port: u16,
         controller_port: u16,
+    },
+    /// The process that holds the mock cluster
+    #[command(hide = true)]
+    MockOwner {
+        orders: String,
+        dead_letters: String,
     },
 }
 
@@ -192,6 +198,10 @@ fn run(command: Command) -> Result<ExitCode> {
             let owned = kafka_owner::run(dir, libs, *port, *controller_port);
             return owned.map(|()| ExitCode::SUCCESS);
         }
+        Command::MockOwner {
+            orders,
+            dead_letters,
+        } => return mock_owner::run(orders, dead_letters).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
     crate::clients::install_tls_provider();
@@ -242,7 +252,7 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Products(args) => serve_products(args).await?,
         Command::Pg(args) => return pg(args).await,
         Command::Kafka(args) => return kafka(args).await,
-        Command::PgOwner { .. } | Command::KafkaOwner { .. } => {}
+        Command::PgOwner { .. } | Command::KafkaOwner { .. } | Command::MockOwner { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,7 @@ pub mod broker;
 pub mod certs;
 pub mod kafka;
 pub mod kafka_owner;
+pub mod mock_owner;
 mod owner;
 pub mod ports;
 pub mod postgres;

@@ -164,7 +164,7 @@ impl LomsStub {
 
     /// Waits until a held call has come, up to ten seconds.
     pub(crate) async fn held(&self) {
-        let arrived = tokio::time::timeout(Duration::from_secs(10), self.0.arrived.acquire());
+        let arrived = tokio::time::timeout(Duration::from_secs(30), self.0.arrived.acquire());
         arrived.await.expect("a held call").unwrap().forget();
     }
 

@@ -37,8 +37,13 @@ pub(crate) fn plan(counts: Counts, seconds: u64) -> Plan {
     }
 }
 
-/// A stack for the plan; its database is its own where it will be restarted.
+/// A stack for the plan, on the servers that the tests were given; its database is its own where it will be restarted.
 pub(crate) async fn start(plan: &Plan) -> Stack {
+    start_on(plan, broker::Source::Environment).await
+}
+
+/// The same on other brokers.
+pub(crate) async fn start_on(plan: &Plan, broker: broker::Source) -> Stack {
     let source = match plan.counts.restarts {
         0 => postgres::Source::Environment,
         _ => postgres::Source::Own,
@@ -46,7 +51,7 @@ pub(crate) async fn start(plan: &Plan) -> Stack {
     let options = Options {
         payment_timeout: PAYMENT_TIMEOUT,
         postgres: source,
-        broker: broker::Source::Environment,
+        broker,
         quiet: true,
         ..Options::new(binaries().await)
     };

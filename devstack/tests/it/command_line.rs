@@ -64,7 +64,15 @@ async fn chaos_ends_with_its_figures_and_without_java_uses_the_mock_cluster() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("report.json");
     let output = Command::new(DEVSTACK)
-        .args(["chaos", "--seconds", "5", "--no-build", "--json"])
+        .args([
+            "chaos",
+            "--seconds",
+            "5",
+            "--seed",
+            "2",
+            "--no-build",
+            "--json",
+        ])
         .arg(&json)
         // nothing is found there, java neither
         .env("PATH", dir.path())

@@ -34,6 +34,7 @@ mod metrics;
 mod migrations;
 mod monitoring;
 mod order_refusals;
+mod outages;
 mod purchase;
 mod purchase_crashes;
 mod recount;

@@ -292,7 +292,7 @@ pub(crate) fn instant(at: Option<Timestamp>) -> SystemTime {
 
 /// Waits until `condition` holds, at most 20 s.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(30);
     while !condition().await {
         assert!(Instant::now() < until, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
