@@ -50,7 +50,7 @@ pub(crate) async fn serve_http(
             .clone()
             .map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new));
         let connection = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
             .into_owned();
         let connection = connections.watch(connection);
         tasks::spawn(async move {
@@ -65,7 +65,8 @@ pub(crate) async fn serve_http(
 }
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
-    // HTTP/1 alone: whoever has to find out which version a silent client speaks waits for its first byte without a bound
+    // HTTP/1 alone, and no upgrades: whoever has to find out which version a silent client speaks, as hyper does for a
+    // connection with upgrades whatever it may speak, waits for its first byte without a bound
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     let buffer = LEAST_BUFFER.max(limits.header_bytes as usize);
     builder

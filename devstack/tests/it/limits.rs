@@ -1,4 +1,6 @@
-//! What one caller may take up: bytes of a message, of a body, of headers, and lines of an order.
+//! What one caller may take up: bytes of a message, of a body, of headers, lines of an order, and time without a word.
+
+use std::time::{Duration, Instant};
 
 use devstack::{
     clients::http_client,
@@ -6,6 +8,10 @@ use devstack::{
 };
 use proto::loms::{CreateOrderRequest, OrderItem, StocksRequest, loms_client::LomsClient};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Code, Request, metadata::MetadataValue, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -13,6 +19,8 @@ use crate::{replica::Replica, test_stack::binaries};
 
 const LINES: usize = 50;
 const BODY: usize = 20_000;
+const IDLE: Duration = Duration::from_secs(1);
+const REQUEST: Duration = Duration::from_secs(2);
 
 async fn loms() -> (Stack, Replica) {
     let options = Options {
@@ -106,6 +114,77 @@ async fn more_than_the_limits_is_refused_and_the_next_call_is_not() {
         post(&replica, "/stocks", "{\"sku\":7}".to_owned()).await.0,
         200
     );
+    replica.stop().await;
+    stack.stop().await.unwrap();
+}
+
+/// Sends `said`, then nothing; what comes back until the connection is closed, and when that was.
+async fn silent_after(
+    what: &str,
+    address: std::net::SocketAddr,
+    said: &[u8],
+) -> (String, Duration) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let (began, mut heard) = (Instant::now(), Vec::new());
+    let closed = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut heard));
+    let closed = closed.await;
+    assert!(closed.is_ok(), "{what}: not closed after {heard:?}");
+    (
+        String::from_utf8_lossy(&heard).into_owned(),
+        began.elapsed(),
+    )
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_not_waited_for() {
+    let (stack, replica) = loms().await;
+    let whole = b"POST /stocks HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{\"sku\":7}";
+    let slow_body = b"POST /stocks HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+    let slow_head = b"POST /stocks HTTP/1.1\r\nhost";
+    // preface and empty settings; then not even an answer to a ping
+    let http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let (answered, body, head, nothing, door, other_door) = tokio::join!(
+        silent_after("answered", replica.http, whole),
+        silent_after("body", replica.http, slow_body),
+        silent_after("head", replica.http, slow_head),
+        silent_after("nothing", replica.http, b""),
+        silent_after("door", replica.http, http2),
+        silent_after("other door", replica.grpc, http2),
+    );
+    for (what, (_, took)) in [
+        ("answered", &answered),
+        ("head", &head),
+        ("nothing", &nothing),
+    ] {
+        println!("{what}: closed after {took:?}");
+        assert!(
+            *took >= IDLE - Duration::from_millis(50),
+            "{what}: {took:?}"
+        );
+        assert!(*took < IDLE + Duration::from_secs(3), "{what}: {took:?}");
+    }
+    assert!(answered.0.starts_with("HTTP/1.1 200"), "{}", answered.0);
+    let (text, took) = &body;
+    println!("body: {took:?} {text}");
+    assert!(text.starts_with("HTTP/1.1 504"), "{text}");
+    assert!(
+        text.to_ascii_lowercase().contains("connection: close"),
+        "{text}"
+    );
+    assert!(text.contains("\"code\":4"), "{text}");
+    assert!(*took >= REQUEST - Duration::from_millis(50), "{took:?}");
+    assert!(*took < REQUEST + Duration::from_secs(3), "{took:?}");
+    // JSON is spoken over HTTP/1
+    assert!(door.1 < IDLE, "{door:?}");
+    // asked after a second, given ten for the answer
+    assert!(
+        other_door.1 >= IDLE + Duration::from_secs(9),
+        "{other_door:?}"
+    );
+    // one that answers pings stays
+    let mut loms = client(&replica).await;
+    loms.stocks(StocksRequest { sku: 7 }).await.unwrap();
     replica.stop().await;
     stack.stop().await.unwrap();
 }
