@@ -23,6 +23,7 @@ use crate::{
     grpc::LomsService,
     keys,
     outbox::{self, Broker, Relay},
+    payments::Payments,
     placement::Placements,
     sampled_audit,
 };
@@ -83,6 +84,14 @@ impl App {
         let placer = own("loms-placer")?;
         let placements =
             Placements::start(placer, bound, config.orders.clone(), relay.clone(), &tasks);
+        let payments = Payments::start(
+            own("loms-payments")?,
+            bound,
+            &config.orders,
+            pool.clone(),
+            relay.clone(),
+            &tasks,
+        );
         expiry::start(
             own("loms-expiry")?,
             bound,
@@ -107,6 +116,7 @@ impl App {
             admin: config.admin.clone(),
             max_lines: config.orders.max_lines,
             placements,
+            payments,
             relay,
             tasks: tasks.clone(),
         };

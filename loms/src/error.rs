@@ -29,9 +29,9 @@ pub(crate) enum Error {
     DeliveryReused,
     #[error("only a caller with a client certificate may do this")]
     Stranger,
-    #[error("too many orders wait to be placed, try again later")]
+    #[error("too many orders wait for their turn, try again later")]
     Busy,
-    #[error("the deadline passed before the order was placed")]
+    #[error("the deadline passed while the order waited for its turn")]
     Late,
     /// Its cause was logged by whoever met it.
     #[error("the service cannot reach its database, try again later")]

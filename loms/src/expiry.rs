@@ -10,7 +10,7 @@ use tracing::Instrument as _;
 use crate::{
     crash::CrashPoint,
     order::{Event, OrderId, Status},
-    orders::{count_transition, settle},
+    orders::{Change, count_transition, settle},
     outbox::Relay,
     store::{orders as store, waited_for_a_row},
 };
@@ -108,11 +108,15 @@ async fn cancel(mut tx: Transaction<'_, Postgres>, due: Due) -> sqlx::Result<Due
         return Ok(due);
     }
     let span = tracing::info_span!("expiry.cancel", batch.size = due.len());
-    let orders: Vec<OrderId> = due.iter().map(|(order, _)| *order).collect();
     let cancelled = async {
         // nobody called: the trace of these events begins here
         let traceparent = telemetry::traceparent();
-        settle(&mut tx, &orders, Event::Expire, traceparent.as_deref()).await?;
+        let change = |(order, _): &(OrderId, f64)| Change {
+            order: *order,
+            traceparent: traceparent.clone(),
+        };
+        let changes: Vec<Change> = due.iter().map(change).collect();
+        settle(&mut tx, &changes, Event::Expire).await?;
         CrashPoint::OrderExpiring.pass();
         tx.commit().await
     };

@@ -19,9 +19,10 @@ use crate::{
     config::AdminConfig,
     delivery::{self, Delivery},
     error::Error,
-    order::{Lines, OrderId, Sku, UserId},
-    orders,
+    order::{Event, Lines, OrderId, Sku, UserId},
+    orders::{self, Change},
     outbox::Relay,
+    payments::Payments,
     placement::Placements,
     stock,
     store::orders::OrderRow,
@@ -35,6 +36,7 @@ pub(crate) struct LomsService {
     /// Lines that an order may have before they are summed.
     pub(crate) max_lines: usize,
     pub(crate) placements: Placements,
+    pub(crate) payments: Payments,
     pub(crate) relay: Relay,
     pub(crate) tasks: Tasks,
 }
@@ -68,28 +70,19 @@ impl pb::loms_server::Loms for LomsService {
     }
 
     async fn order_payed(&self, request: Request<pb::OrderPayedRequest>) -> Reply<Empty> {
+        let deadline = Deadline::of(&request);
         let order = order_id(request.get_ref().order_id);
-        let (pool, relay, trace) = (
-            self.pool.clone(),
-            self.relay.clone(),
-            telemetry::traceparent(),
-        );
-        let work = async move { orders::pay(&pool, &relay, order, trace.as_deref()).await };
-        self.tasks
-            .run("pay", work)
-            .await
-            .map_err(|_| Error::Broken)??;
+        self.payments.pay(order, deadline).await?;
         Ok(Response::new(Empty {}))
     }
 
     async fn cancel_order(&self, request: Request<pb::CancelOrderRequest>) -> Reply<Empty> {
-        let order = order_id(request.get_ref().order_id);
-        let (pool, relay, trace) = (
-            self.pool.clone(),
-            self.relay.clone(),
-            telemetry::traceparent(),
-        );
-        let work = async move { orders::cancel(&pool, &relay, order, trace.as_deref()).await };
+        let change = Change {
+            order: order_id(request.get_ref().order_id),
+            traceparent: telemetry::traceparent(),
+        };
+        let (pool, relay) = (self.pool.clone(), self.relay.clone());
+        let work = async move { orders::change(&pool, &relay, &change, Event::Cancel).await };
         self.tasks
             .run("cancel", work)
             .await

@@ -1,7 +1,7 @@
 //! LOMS: logistics and order management.
 //!
 //! `grpc` parses a call and asks a use case: `placement` (CreateOrder: a queue, and `batch`, which writes many orders in
-//! one transaction), `orders` (pay, cancel, list), `stock` (what is on sale, deliveries), `audit` (the recount, and
+//! one transaction), `payments` (OrderPayed, likewise), `orders` (cancel, list), `stock` (what is on sale, deliveries), `audit` (the recount, and
 //! `sampled_audit`, which does a little of it all the time). `order`,
 //! `allocation` and `delivery` are pure: which status may follow which, which warehouse gives what, what may arrive.
 //! `store` holds every SQL statement. Three workers run beside: `expiry` cancels what was not paid in time, `outbox`
@@ -24,6 +24,7 @@ mod keys;
 mod order;
 mod orders;
 mod outbox;
+mod payments;
 mod placement;
 mod sampled_audit;
 mod stock;

@@ -1,6 +1,6 @@
 //! Orders that exist: shown, payed, cancelled.
 
-use std::sync::LazyLock;
+use std::{collections::HashMap, sync::LazyLock};
 
 use platform::{grpc::registered, pool::Pool};
 use prometheus::{IntCounterVec, Opts};
@@ -20,34 +20,23 @@ pub(crate) async fn list(pool: &Pool, order: OrderId) -> Result<OrderRow, Error>
     pool.round(read).await?.ok_or(Error::OrderUnknown(order))
 }
 
-/// Payment has arrived: the reservation is written off. Again is no change.
-pub(crate) async fn pay(
-    pool: &Pool,
-    relay: &Relay,
-    order: OrderId,
-    traceparent: Option<&str>,
-) -> Result<(), Error> {
-    change(pool, relay, order, Event::Pay, traceparent).await
+/// An order that somebody wants to have payed or cancelled.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) order: OrderId,
+    /// Trace context of the call, kept with its event.
+    pub(crate) traceparent: Option<String>,
 }
 
-/// The user does not want it any more: the units are back on sale. Again is no change.
-pub(crate) async fn cancel(
+/// Pays or cancels in a transaction of its own. Payed, the reservation is written off; cancelled, the units are back on
+/// sale. Again is no change.
+pub(crate) async fn change(
     pool: &Pool,
     relay: &Relay,
-    order: OrderId,
-    traceparent: Option<&str>,
-) -> Result<(), Error> {
-    change(pool, relay, order, Event::Cancel, traceparent).await
-}
-
-async fn change(
-    pool: &Pool,
-    relay: &Relay,
-    order: OrderId,
+    change: &Change,
     event: Event,
-    traceparent: Option<&str>,
 ) -> Result<(), Error> {
-    let write = async |db: &mut PgConnection| write_change(db, order, event, traceparent).await;
+    let write = async |db: &mut PgConnection| write_change(db, change, event).await;
     if let Some(to) = pool.round(write).await? {
         count_transition(to, 1);
         relay.wake();
@@ -58,10 +47,10 @@ async fn change(
 /// The transaction of [`change`]. `None`: the order was there already, nothing is written.
 async fn write_change(
     db: &mut PgConnection,
-    order: OrderId,
+    change: &Change,
     event: Event,
-    traceparent: Option<&str>,
 ) -> Result<Option<Status>, Error> {
+    let order = change.order;
     let mut tx = db.begin().await?;
     let status = store::lock_order(&mut tx, order)
         .await?
@@ -74,9 +63,10 @@ async fn write_change(
     if to == status {
         return Ok(None);
     }
-    settle(&mut tx, &[order], event, traceparent)
-        .await?
-        .ok_or(Error::PaymentLate(order))?;
+    let settled = settle(&mut tx, std::slice::from_ref(change), event).await?;
+    if settled.is_empty() {
+        return Err(Error::PaymentLate(order));
+    }
     CrashPoint::OrderSettling.pass();
     tx.commit().await?;
     CrashPoint::OrderSettled.pass();
@@ -84,44 +74,51 @@ async fn write_change(
 }
 
 /// Ends the wait for payment of orders that the transaction has locked and seen awaiting: stock, status, history and
-/// event. Returns their status; `None`: payment came after the deadline, nothing may be committed.
+/// event. Returns which: all, but for payments only those whose deadline has not passed.
 pub(crate) async fn settle(
     db: &mut PgConnection,
-    orders: &[OrderId],
+    changes: &[Change],
     event: Event,
-    traceparent: Option<&str>,
-) -> sqlx::Result<Option<Status>> {
+) -> sqlx::Result<Vec<OrderId>> {
     let to = Status::AwaitingPayment
         .apply(event)
         .map_err(|_| sqlx::Error::Protocol(format!("{event:?} does not end a wait for payment")))?;
     let in_time_only = event == Event::Pay;
-    let waits = store::end_payment_wait(db, orders, in_time_only).await?;
-    if waits != orders.len() as u64 {
-        return if in_time_only {
-            Ok(None)
-        } else {
-            Err(lost_rows("deadlines", orders.len(), waits))
-        };
+    let all: Vec<OrderId> = changes.iter().map(|change| change.order).collect();
+    let ended = store::end_payment_wait(db, &all, in_time_only).await?;
+    if ended.len() != all.len() && !in_time_only {
+        return Err(lost_rows("deadlines", all.len(), ended.len()));
+    }
+    if ended.is_empty() {
+        return Ok(ended);
     }
     if to == Status::Payed {
-        store::write_off(db, orders).await?;
+        store::write_off(db, &ended).await?;
     } else {
-        store::release(db, orders).await?;
+        store::release(db, &ended).await?;
     }
     let actor = if event == Event::Expire {
         Actor::Timeout
     } else {
         Actor::User
     };
-    let settled = store::settle(db, orders, to, actor, traceparent).await?;
-    if settled == orders.len() as u64 {
-        Ok(Some(to))
+    let traces: HashMap<OrderId, Option<&str>> = changes
+        .iter()
+        .map(|change| (change.order, change.traceparent.as_deref()))
+        .collect();
+    let traces: Vec<Option<&str>> = ended
+        .iter()
+        .map(|order| traces.get(order).copied().flatten())
+        .collect();
+    let settled = store::settle(db, &ended, &traces, to, actor).await?;
+    if settled == ended.len() as u64 {
+        Ok(ended)
     } else {
-        Err(lost_rows("orders", orders.len(), settled))
+        Err(lost_rows("orders", ended.len(), settled as usize))
     }
 }
 
-fn lost_rows(what: &str, wanted: usize, found: u64) -> sqlx::Error {
+fn lost_rows(what: &str, wanted: usize, found: usize) -> sqlx::Error {
     sqlx::Error::Protocol(format!("{wanted} {what} are locked and {found} changed"))
 }
 

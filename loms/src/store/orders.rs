@@ -1,6 +1,6 @@
 //! Orders that exist: reading one, and settling those that await payment.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -102,6 +102,25 @@ pub(crate) async fn lock_order(
     .await
 }
 
+/// Locks those of `orders` that nobody else has locked, and says their status.
+pub(crate) async fn lock_free_orders(
+    db: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<HashMap<OrderId, Status>> {
+    let ids = ids(orders);
+    let rows = sqlx::query!(
+        r#"SELECT id, status AS "status: Status" FROM loms.user_order
+           WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED"#,
+        &ids
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (OrderId(row.id), row.status))
+        .collect())
+}
+
 /// Locks orders whose deadline has passed, the oldest first, and says by how many seconds each is late. Orders that
 /// somebody is paying or cancelling are skipped, so that replicas share the work and nobody waits.
 pub(crate) async fn lock_due_orders(
@@ -193,22 +212,23 @@ pub(crate) async fn seconds_to_next_deadline(db: &mut PgConnection) -> sqlx::Res
 }
 
 /// Ends the wait for payment of orders that the caller has locked. With `in_time_only`, not of those whose deadline has
-/// passed: payment is late even if the sweeper has not come by. Returns how many waits it ended.
+/// passed: payment is late even if the sweeper has not come by. Returns whose wait it ended.
 pub(crate) async fn end_payment_wait(
     db: &mut PgConnection,
     orders: &[OrderId],
     in_time_only: bool,
-) -> sqlx::Result<u64> {
+) -> sqlx::Result<Vec<OrderId>> {
     let ids = ids(orders);
-    let ended = sqlx::query!(
+    let ended = sqlx::query_scalar!(
         r#"DELETE FROM loms.unpaid_order
-           WHERE order_id = ANY($1) AND (NOT $2 OR payment_deadline > clock_timestamp())"#,
+           WHERE order_id = ANY($1) AND (NOT $2 OR payment_deadline > clock_timestamp())
+           RETURNING order_id"#,
         &ids,
         in_time_only
     )
-    .execute(db)
+    .fetch_all(db)
     .await?;
-    Ok(ended.rows_affected())
+    Ok(ended.into_iter().map(OrderId).collect())
 }
 
 /// Moves the reservations of orders into the write-offs.
@@ -255,30 +275,32 @@ pub(crate) async fn release(db: &mut PgConnection, orders: &[OrderId]) -> sqlx::
     Ok(())
 }
 
-/// Sets the last status of orders that await payment, with its history row and event. Returns how many there were: the
-/// condition is repeated here whatever the caller has checked.
+/// Sets the last status of orders that await payment, with its history row and event, whose trace context is in `traces`.
+/// Returns how many there were: the condition is repeated here whatever the caller has checked.
 pub(crate) async fn settle(
     db: &mut PgConnection,
     orders: &[OrderId],
+    traces: &[Option<&str>],
     to: Status,
     actor: Actor,
-    traceparent: Option<&str>,
 ) -> sqlx::Result<u64> {
     let ids = ids(orders);
     // the clock, not now(): the transaction began before it had waited for its locks, or for a deadline to pass
     let settled = sqlx::query!(
-        r#"WITH settled AS (
-               UPDATE loms.user_order SET status = $2
-               WHERE id = ANY($1) AND status = 'awaiting payment' RETURNING id
+        r#"WITH ended AS MATERIALIZED (
+               SELECT e.id, e.traceparent FROM UNNEST($1::bigint[], $2::text[]) AS e (id, traceparent)
+           ), settled AS (
+               UPDATE loms.user_order o SET status = $3 FROM ended e
+               WHERE o.id = e.id AND o.status = 'awaiting payment' RETURNING o.id, e.traceparent
            ), history AS (
                INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor, at)
-               SELECT id, 3, 'awaiting payment'::loms.order_status, $2, $3, clock_timestamp() FROM settled
+               SELECT id, 3, 'awaiting payment'::loms.order_status, $3, $4, clock_timestamp() FROM settled
            )
-           INSERT INTO loms.outbox (order_id, sequence, traceparent) SELECT id, 3, $4 FROM settled ORDER BY id"#,
+           INSERT INTO loms.outbox (order_id, sequence, traceparent) SELECT id, 3, traceparent FROM settled ORDER BY id"#,
         &ids,
+        traces as &[Option<&str>],
         to as Status,
-        actor.as_str(),
-        traceparent
+        actor.as_str()
     )
     .execute(db)
     .await?;

@@ -42,5 +42,6 @@ mod migrations;
 mod outages;
 #[cfg(feature = "failpoints")]
 mod panics;
+mod payments;
 mod shutdown;
 mod silence;
