@@ -10,7 +10,7 @@ COMPOSE = COMPOSE_IGNORE_ORPHANS=true docker compose --env-file deployments/.env
 SERVICES = -f deployments/docker-compose.yaml
 LOGS = -f deployments/docker-compose.logs.yaml
 
-.PHONY: help demo up test replay chaos certs build check fmt doc migrate migration run-log-env run-services stop advisories
+.PHONY: help demo up test replay chaos bench certs build check fmt doc migrate migration run-log-env run-services stop advisories
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,6 +30,9 @@ replay: ## ten days of a real shop: make replay THROUGH=cart|loms CONCURRENCY=1
 
 chaos: ## load while services are killed, Kafka goes away, PostgreSQL restarts; then a recount: make chaos SECONDS=120
 	@$(DEVSTACK) chaos --no-build --seconds $(SECONDS)
+
+bench: ## how fast it is: the standard loads on a release build, written to docs/benchmarks.md
+	cargo build --release --workspace --bins && $(TARGET)/release/devstack bench --no-build
 
 certs: ## development certificates in certs/
 	@$(DEVSTACK) certs

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    bench,
     binaries::Binaries,
     certs, chaos, demo,
     failure::{self, Interrupted},
@@ -42,6 +43,10 @@ enum Command {
         #[command(subcommand)]
         what: load::What,
     },
+    /// What the database alone can do with the writes of CreateOrder, to hold a load's figure against
+    Ceiling(load::Plan),
+    /// Run the standard loads and write a page of what came out
+    Bench(BenchArgs),
     /// Write development certificates, unless a valid set is there
     Certs(CertsArgs),
     /// Run the stand-in for ProductService
@@ -89,6 +94,18 @@ struct ReplayArgs {
     /// Write the JSON here too
     #[arg(long)]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    build: BuildArgs,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    /// How long each load is measured
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// The page
+    #[arg(long, default_value = "docs/benchmarks.md")]
+    page: PathBuf,
     #[command(flatten)]
     build: BuildArgs,
 }
@@ -236,6 +253,17 @@ async fn dispatch(command: Command) -> Result<ExitCode> {
                 json: args.json,
             };
             return chaos::run(&order, binaries).await;
+        }
+        Command::Bench(args) => {
+            let binaries = binaries(&args.build).await?;
+            bench::run(args.seconds, &args.page, &binaries).await?;
+        }
+        Command::Ceiling(plan) => {
+            let binaries = binaries(&BuildArgs {
+                no_build: plan.no_build,
+            })
+            .await?;
+            load::run(&load::What::Ceiling(plan), Some(binaries)).await?;
         }
         Command::Load { what } => {
             let build = BuildArgs {

@@ -15,6 +15,7 @@ pub mod up;
 pub mod clients;
 pub mod stack;
 
+pub mod bench;
 pub mod binaries;
 pub mod broker;
 pub mod certs;

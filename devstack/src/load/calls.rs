@@ -19,7 +19,7 @@ use super::{measure::Caller, skus::Skus};
 /// Orders are made by so many callers at once when they are only preparation.
 const PREPARERS: usize = 64;
 /// Users of the shop.
-const USERS: i64 = 100_000;
+pub(super) const USERS: i64 = 100_000;
 
 /// What orders look like.
 #[derive(Clone)]
@@ -197,6 +197,6 @@ pub(super) async fn list_order(
     )
 }
 
-fn code(status: &Status) -> String {
+pub(super) fn code(status: &Status) -> String {
     format!("{:?}", status.code())
 }

@@ -41,7 +41,7 @@ pub(super) struct Tally {
 
 /// The figures of a run, in milliseconds and calls a second.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Figures {
+pub(crate) struct Figures {
     pub(super) calls: u64,
     pub(super) per_second: f64,
     pub(super) p50_ms: f64,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
@@ -10,7 +10,7 @@ use super::{measure::Figures, target::Target};
 
 /// One run.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     pub(super) load: String,
     /// Callers, or calls a second.
     pub(super) pace: String,
@@ -19,6 +19,9 @@ pub(super) struct Report {
     pub(super) figures: Option<Figures>,
     /// What else was measured, with its unit in its name.
     pub(super) measured: Vec<(String, f64)>,
+    /// The service that is called.
+    pub(super) service: &'static str,
+    /// Its memory.
     pub(super) peak_memory_mib: Option<f64>,
     /// The last line of `loms audit`.
     pub(super) audit: Option<String>,
@@ -28,7 +31,7 @@ pub(super) struct Report {
 
 /// Where it ran.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     pub(super) cpu: String,
     pub(super) cores: usize,
     pub(super) memory_gib: f64,
@@ -112,8 +115,62 @@ fn memory_gib() -> f64 {
 }
 
 impl Report {
+    /// A figure by name: of the calls, of what else was measured, `memory_mib`, or `refused`, the calls that were not OK.
+    pub(crate) fn figure(&self, name: &str) -> Option<f64> {
+        let calls = self.figures.as_ref().and_then(|figures| match name {
+            "per_second" => Some(figures.per_second),
+            "p50_ms" => Some(figures.p50_ms),
+            "p99_ms" => Some(figures.p99_ms),
+            "max_ms" => Some(figures.max_ms),
+            "refused" => {
+                let refused = figures.answers.iter();
+                let refused = refused.filter(|(answer, _)| !answer.starts_with("OK"));
+                Some(refused.map(|(_, count)| *count).sum::<u64>() as f64)
+            }
+            _ => None,
+        });
+        let measured = self.measured.iter().find(|(measured, _)| measured == name);
+        calls
+            .or(measured.map(|(_, value)| *value))
+            .or(self.peak_memory_mib.filter(|_| name == "memory_mib"))
+    }
+
+    /// # Errors
+    /// `loms audit` has found something after the load.
+    pub(crate) fn expect_clean(&self) -> Result<()> {
+        ensure!(
+            self.audit_clean != Some(false),
+            "the audit found differences"
+        );
+        Ok(())
+    }
+
+    /// What was measured beside the calls, with its unit in its name.
+    pub(crate) fn besides(&self) -> impl Iterator<Item = (&str, f64)> {
+        let measured = self.measured.iter();
+        let memory = self.peak_memory_mib.map(|memory| ("memory_mib", memory));
+        measured
+            .map(|(name, value)| (name.as_str(), *value))
+            .chain(memory)
+    }
+
+    /// Where it ran, for people.
+    pub(crate) fn machine_text(&self) -> String {
+        let machine = &self.machine;
+        format!(
+            "{} cores of {}, {} GiB; {} build {}; {}; PostgreSQL: {}",
+            machine.cores,
+            machine.cpu,
+            machine.memory_gib,
+            machine.build,
+            machine.version,
+            machine.broker,
+            machine.postgres
+        )
+    }
+
     /// For people.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = format!(
             "{} · {} · {} · {} s\n",
             self.load, self.pace, self.orders, self.seconds
@@ -140,7 +197,11 @@ impl Report {
             let _ = writeln!(text, "  {name} {value:.2}");
         }
         if let Some(memory) = self.peak_memory_mib {
-            let _ = writeln!(text, "  memory of loms {memory:.0} MiB at its peak");
+            let _ = writeln!(
+                text,
+                "  memory of {} {memory:.0} MiB at its peak",
+                self.service
+            );
         }
         if let Some(audit) = &self.audit {
             let _ = writeln!(text, "  {audit}");

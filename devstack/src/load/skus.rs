@@ -61,11 +61,17 @@ impl std::fmt::Display for Skus {
 impl Skus {
     /// Every SKU that can be drawn.
     pub(super) fn all(&self) -> impl Iterator<Item = u32> {
-        let n = match self {
+        let (first, many) = self.range();
+        first..first + many
+    }
+
+    /// The first of them, and how many there are.
+    pub(super) fn range(&self) -> (u32, u32) {
+        let many = match self {
             Skus::Uniform(n) | Skus::Zipf(_, n) => *n,
             Skus::Hot(n) => *n + COLD,
         };
-        FIRST..FIRST + n
+        (FIRST, many)
     }
 
     /// One SKU.

@@ -34,25 +34,32 @@ pub(super) struct Address {
 pub(super) struct Target {
     stack: Option<Stack>,
     tls: bool,
+    /// Which run, if they are ours.
+    services: &'static [&'static str],
     channels: Arc<Vec<Channel>>,
 }
 
 impl Target {
-    /// LOMS with its database and broker, alone on the machine with its load.
-    pub(super) async fn own(binaries: Binaries, payment_timeout: &'static str) -> Result<Target> {
+    /// Services with their databases and broker, alone on the machine with their load; the first is called.
+    pub(super) async fn own(
+        binaries: Binaries,
+        payment_timeout: &'static str,
+        services: &'static [&'static str],
+    ) -> Result<Target> {
         let options = Options {
             payment_timeout,
-            services: &["loms"],
+            services,
             ..Options::new(binaries)
         };
         let stack = Stack::start(&options).await?;
         let address = Address {
-            grpc: stack.service("loms")?.grpc().to_string(),
+            grpc: stack.service(services[0])?.grpc().to_string(),
             ca: Some(stack.ca()),
         };
         Ok(Target {
             channels: Arc::new(channels(&address)?),
             tls: true,
+            services,
             stack: Some(stack),
         })
     }
@@ -61,6 +68,7 @@ impl Target {
     pub(super) fn at(address: &Address) -> Result<Target> {
         Ok(Target {
             stack: None,
+            services: &[],
             tls: address.ca.is_some(),
             channels: Arc::new(channels(address)?),
         })
@@ -70,8 +78,14 @@ impl Target {
     pub(super) fn loms(
         &self,
     ) -> impl Fn(usize) -> LomsClient<Channel> + Clone + Send + Sync + 'static {
+        let channel = self.channel();
+        move |caller| LomsClient::new(channel(caller))
+    }
+
+    /// The connection of the caller of the given number.
+    pub(super) fn channel(&self) -> impl Fn(usize) -> Channel + Clone + Send + Sync + 'static {
         let channels = self.channels.clone();
-        move |caller| LomsClient::new(channels[caller % channels.len()].clone())
+        move |caller| channels[caller % channels.len()].clone()
     }
 
     /// Whether calls are encrypted.
@@ -84,9 +98,21 @@ impl Target {
         self.stack.as_ref()
     }
 
+    /// The same, to stop and start parts of it.
+    pub(super) fn stack_mut(&mut self) -> Option<&mut Stack> {
+        self.stack.as_mut()
+    }
+
+    /// LOMS, if it runs and is ours.
+    fn own_loms(&self) -> Option<&Stack> {
+        self.stack
+            .as_ref()
+            .filter(|_| self.services.contains(&"loms"))
+    }
+
     /// Puts units of every SKU on sale, three warehouses, if the stack is ours.
     pub(super) async fn stock(&self, skus: &Skus, scarce: bool) -> Result<()> {
-        let Some(stack) = &self.stack else {
+        let Some(stack) = self.own_loms() else {
             return Ok(());
         };
         let units = if scarce { SCARCE } else { AMPLE };
@@ -104,15 +130,16 @@ impl Target {
 
     /// A connection to the database of LOMS, if the stack is ours.
     pub(super) async fn database(&self) -> Result<Option<PgConnection>> {
-        let Some(stack) = &self.stack else {
+        let Some(stack) = self.own_loms() else {
             return Ok(None);
         };
         Ok(Some(PgConnection::connect(stack.database("loms")?).await?))
     }
 
-    /// Resident memory of LOMS in MiB: its peak, from Linux's `VmHWM`.
+    /// Resident memory of the service that is called, in MiB: its peak, from Linux's `VmHWM`.
     pub(super) fn peak_memory(&self) -> Option<f64> {
-        let pid = self.stack.as_ref()?.service("loms").ok()?.pid()?;
+        let called = self.services.first()?;
+        let pid = self.stack.as_ref()?.service(called).ok()?.pid()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let line = status
             .lines()
@@ -123,7 +150,7 @@ impl Target {
 
     /// `loms audit`: its last line, and whether it found nothing.
     pub(super) async fn audit(&self) -> Result<Option<(bool, String)>> {
-        let Some(stack) = &self.stack else {
+        let Some(stack) = self.own_loms() else {
             return Ok(None);
         };
         let audit = stack.command("loms", &["audit"]).await?;
