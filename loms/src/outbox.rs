@@ -19,7 +19,7 @@ use rdkafka::{
     util::Timeout,
 };
 use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, field::Empty};
 
@@ -117,10 +117,24 @@ pub(crate) fn start(
     let stopping = tasks.stopping();
     let bound = bound + config.broker_timeout + LAST_WAIT;
     tasks.worker("relay", async move {
+        let mut watched = None;
         loop {
-            let sent = step(&mut db, bound, &broker, &config, &stopping).await;
+            let began = Instant::now();
+            let watch = watched.is_none_or(|last| began - last >= WATCH_EVERY);
+            let sent = step(&mut db, bound, &broker, &config, &stopping, watch).await;
+            if watch {
+                watched = Some(began);
+            }
             let pause = match sent {
-                Ok(sent) if sent > 0 && !stopping.is_cancelled() => continue,
+                Ok(sent) if sent > 0 && !stopping.is_cancelled() => {
+                    if sent < config.batch.unsigned_abs() {
+                        tokio::select! {
+                            () = stopping.cancelled() => {}
+                            () = tokio::time::sleep_until(began + PACE) => {}
+                        }
+                    }
+                    continue;
+                }
                 Ok(_) => config.poll_interval,
                 Err(error) => {
                     tracing::warn!(error = %format!("{error:#}"), "events were not sent, trying again");
@@ -138,17 +152,26 @@ pub(crate) fn start(
     });
 }
 
+/// Between the starts of two steps that send less than a whole batch: each costs a transaction and a flush of the log, which
+/// orders wait for too. The first event after a pause leaves at once.
+const PACE: Duration = Duration::from_millis(20);
+/// Between two looks at how much waits.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
 async fn step(
     db: &mut OwnConnection,
     bound: Duration,
     broker: &Broker,
     config: &OutboxConfig,
     stopping: &CancellationToken,
+    watch: bool,
 ) -> anyhow::Result<u64> {
     let work = async |db: &mut PgConnection| {
         let sent = forward(db, broker, config, stopping).await;
         // also when the broker is away: that is when somebody looks at the figures
-        watch_backlog(db, config.batch).await?;
+        if watch {
+            watch_backlog(db, config.batch).await?;
+        }
         sent
     };
     db.round(bound, work).await
@@ -271,7 +294,10 @@ fn enqueue(
 ) -> Option<(DeliveryFuture, Span)> {
     let (key, payload) = (row.order.0.to_string(), event::payload(row));
     let span = sending(topic, row);
-    let headers = kafka::headers(span.in_scope(telemetry::traceparent).as_deref());
+    let own = span.in_scope(telemetry::traceparent);
+    // a trace that nobody records is passed on as it came
+    let traceparent = own.as_deref().filter(|_| !span.is_none());
+    let headers = kafka::headers(traceparent.or(row.traceparent.as_deref()));
     let record = FutureRecord::to(topic)
         .key(&key)
         .payload(&payload)
@@ -285,8 +311,16 @@ fn enqueue(
     }
 }
 
-/// The span of one event on its way, part of the trace of whatever caused it; the consumer's links to it.
+/// The span of one event on its way, part of the trace of whatever caused it, if that is recorded; the consumer's links to
+/// it.
 fn sending(topic: &str, row: &OutboxRow) -> Span {
+    if !row
+        .traceparent
+        .as_deref()
+        .is_some_and(telemetry::is_sampled)
+    {
+        return Span::none();
+    }
     let span = tracing::info_span!(parent: None, "outbox.send", otel.name = format!("{topic} send"), otel.kind = "producer",
         otel.status_code = Empty, order.id = row.order.0, user.id = row.user, event.sequence = row.sequence);
     if let Some(traceparent) = &row.traceparent {

@@ -197,7 +197,41 @@ async fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_graylog_that_takes_nothing_holds_up_nobody() {
+        // accepted by the kernel, read by nobody
+        let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = deaf.local_addr().unwrap();
+        let config = GraylogConfig {
+            host: address.ip().to_string(),
+            port: address.port(),
+        };
+        let (gelf, flush) = layer("deaf", &config);
+        let lost = gelf.lost.clone();
+        let lines = tracing_subscriber::registry().with(gelf);
+        let long = "x".repeat(4_000);
+        let slowest = tracing::subscriber::with_default(lines, || {
+            let (mut slowest, by) = (Duration::ZERO, Instant::now() + Duration::from_secs(60));
+            // the buffer, and what the kernel takes for the two sockets
+            while lost.get() < 1_000 {
+                assert!(Instant::now() < by, "the buffer never filled");
+                let began = Instant::now();
+                tracing::info!(filler = long, "said to nobody");
+                slowest = slowest.max(began.elapsed());
+            }
+            slowest
+        });
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+        // whoever stops has a bound of his own for this, and needs it
+        let flushed = timeout(Duration::from_millis(100), flush.flush()).await;
+        assert!(flushed.is_err(), "nobody has read the lines");
+    }
 
     #[test]
     fn a_frame_has_what_graylog_requires() {

@@ -1,7 +1,7 @@
 //! A line of the log: what happened, at which level, in which trace. The same line goes to stdout as JSON and, where it is
 //! configured, to Graylog (`gelf`), so that both can be searched for the same words.
 
-use std::fmt;
+use std::{fmt, io::Write as _};
 
 use opentelemetry::{Value as Attribute, trace::TraceContextExt as _};
 use serde_json::{Map, Value};
@@ -10,13 +10,12 @@ use tracing::{
     Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     level_filters::LevelFilter,
-    span,
     subscriber::Interest,
 };
 use tracing_opentelemetry::OtelData;
 use tracing_subscriber::{
-    EnvFilter,
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    Layer,
+    filter::Targets,
     layer::{Context, Filter},
     registry::{LookupSpan, SpanRef},
 };
@@ -117,46 +116,47 @@ impl Visit for Line {
     }
 }
 
-/// The form on stdout, one JSON object a line: `ts`, `level`, `message`, `target`, `span`, `trace_id`, `span_id`, the fields.
+/// Lines on stdout, one JSON object each: `ts`, `level`, `message`, `target`, `span`, `trace_id`, `span_id`, the fields. A layer
+/// of our own: tracing-subscriber's writes down the fields of every span, for lines that most of them never have.
 pub(crate) struct JsonLines;
 
-impl<S, N> FormatEvent<S, N> for JsonLines
+impl<S> Layer<S> for JsonLines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        ctx: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let line = Line::of(event, ctx.lookup_current());
-        let mut object = Map::new();
-        object.insert(
-            "ts".into(),
-            line.at.format(&Rfc3339).unwrap_or_default().into(),
-        );
-        object.insert("level".into(), line.level.as_str().into());
-        object.insert("message".into(), line.message.into());
-        object.insert("target".into(), line.target.into());
-        if let Some(span) = line.span {
-            object.insert("span".into(), span.into());
-        }
-        if let Some((trace_id, span_id)) = line.ids {
-            object.insert("trace_id".into(), trace_id.into());
-            object.insert("span_id".into(), span_id.into());
-        }
-        for (name, value) in line.fields {
-            object.entry(name).or_insert(value);
-        }
-        writeln!(writer, "{}", Value::Object(object))
+    fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
+        let mut text = object(Line::of(event, ctx.event_span(event))).to_string();
+        text.push('\n');
+        // whoever does not read our output any more must not stop us
+        std::io::stdout().lock().write_all(text.as_bytes()).ok();
     }
+}
+
+fn object(line: Line) -> Value {
+    let mut object = Map::new();
+    object.insert(
+        "ts".into(),
+        line.at.format(&Rfc3339).unwrap_or_default().into(),
+    );
+    object.insert("level".into(), line.level.as_str().into());
+    object.insert("message".into(), line.message.into());
+    object.insert("target".into(), line.target.into());
+    if let Some(span) = line.span {
+        object.insert("span".into(), span.into());
+    }
+    if let Some((trace_id, span_id)) = line.ids {
+        object.insert("trace_id".into(), trace_id.into());
+        object.insert("span_id".into(), span_id.into());
+    }
+    for (name, value) in line.fields {
+        object.entry(name).or_insert(value);
+    }
+    Value::Object(object)
 }
 
 /// Which lines are wanted. Spans always are: whether a line knows its trace must not depend on the level of the log.
 #[derive(Clone)]
-pub(crate) struct Wanted(pub(crate) EnvFilter);
+pub(crate) struct Wanted(pub(crate) Targets);
 
 impl<S: Subscriber> Filter<S> for Wanted {
     fn enabled(&self, metadata: &Metadata<'_>, ctx: &Context<'_, S>) -> bool {
@@ -165,8 +165,6 @@ impl<S: Subscriber> Filter<S> for Wanted {
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
         if is_traced(metadata) {
-            // asked all the same: the filter learns its spans here
-            let _ = Filter::<S>::callsite_enabled(&self.0, metadata);
             Interest::always()
         } else {
             Filter::<S>::callsite_enabled(&self.0, metadata)
@@ -175,26 +173,6 @@ impl<S: Subscriber> Filter<S> for Wanted {
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Filter::<S>::max_level_hint(&self.0).map(|level| level.max(LevelFilter::INFO))
-    }
-
-    fn on_new_span(&self, attrs: &span::Attributes<'_>, id: &span::Id, ctx: Context<'_, S>) {
-        Filter::on_new_span(&self.0, attrs, id, ctx);
-    }
-
-    fn on_record(&self, id: &span::Id, values: &span::Record<'_>, ctx: Context<'_, S>) {
-        Filter::on_record(&self.0, id, values, ctx);
-    }
-
-    fn on_enter(&self, id: &span::Id, ctx: Context<'_, S>) {
-        Filter::on_enter(&self.0, id, ctx);
-    }
-
-    fn on_exit(&self, id: &span::Id, ctx: Context<'_, S>) {
-        Filter::on_exit(&self.0, id, ctx);
-    }
-
-    fn on_close(&self, id: span::Id, ctx: Context<'_, S>) {
-        Filter::on_close(&self.0, id, ctx);
     }
 }
 

@@ -11,6 +11,10 @@ use tokio::{
 
 use crate::error::StartError;
 
+/// Of every process that links this crate: a call makes and frees hundreds of small things, on every thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The arguments that every command of a service takes.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ConfigArgs {

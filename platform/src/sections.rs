@@ -149,7 +149,7 @@ impl Default for GraylogConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// `error`, `warn`, `info`, `debug`, or the directives of tracing's `EnvFilter`.
+    /// `error`, `warn`, `info`, `debug`, or by target: `info,loms::placement=debug`.
     pub level: String,
 }
 

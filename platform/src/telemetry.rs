@@ -29,7 +29,7 @@ use tokio::{
 use tracing::{Span, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 use crate::{
@@ -69,14 +69,12 @@ pub fn init(
     jaeger: &JaegerConfig,
     graylog: &GraylogConfig,
 ) -> Result<Telemetry, StartError> {
-    let wanted = EnvFilter::try_new(&log.level)
-        .map(Wanted)
-        .map_err(|error| {
-            StartError::new(
-                format!("log.level = {:?}: {error}", log.level),
-                "write error, warn, info or debug",
-            )
-        })?;
+    let wanted = log.level.parse::<Targets>().map(Wanted).map_err(|error| {
+        StartError::new(
+            format!("log.level = {:?}: {error}", log.level),
+            "write error, warn, info or debug",
+        )
+    })?;
     if !(0.0..=1.0).contains(&jaeger.sample_ratio) {
         return Err(StartError::new(
             format!("jaeger.sample_ratio = {}", jaeger.sample_ratio),
@@ -95,10 +93,10 @@ pub fn init(
         .with_tracer(provider.tracer(service))
         .with_location(false)
         .with_threads(false)
+        // two clock readings at each poll of each span, for attributes that nobody looks at
+        .with_tracked_inactivity(false)
         .with_filter(LevelFilter::INFO);
-    let lines = tracing_subscriber::fmt::layer()
-        .event_format(JsonLines)
-        .with_filter(wanted.clone());
+    let lines = JsonLines.with_filter(wanted.clone());
     let (gelf, flush) = (!graylog.host.is_empty())
         .then(|| gelf::layer(service, graylog))
         .unzip();
@@ -205,6 +203,11 @@ pub fn traceparent() -> Option<String> {
             context.trace_flags().to_u8()
         )
     })
+}
+
+/// Whether somebody records the trace that `traceparent` belongs to.
+pub fn is_sampled(traceparent: &str) -> bool {
+    remote(traceparent).span().span_context().is_sampled()
 }
 
 /// Makes `span` a child of the span that `traceparent` names; anything unreadable is ignored.
