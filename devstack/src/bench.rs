@@ -176,7 +176,7 @@ fn judge(bar: &Bar, report: &Report, ceiling: Option<f64>) -> String {
         AtLeast(name, bound) => (name, "≥", bound, figure(name).map(|is| is >= bound)),
         Below(name, bound) => (name, "<", bound, figure(name).map(|is| is < bound)),
     };
-    let is = figure(name).map_or("nothing".to_owned(), |is| round(is));
+    let is = figure(name).map_or("nothing".to_owned(), round);
     let verdict = if met == Some(true) {
         "met"
     } else {

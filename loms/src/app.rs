@@ -76,40 +76,8 @@ impl App {
             pool,
             broker,
         } = self;
-        let (tasks, relay) = (Tasks::new(), Relay::default());
-        let own = |application| OwnConnection::new(&config.postgres, application);
-
-        let bound = config.postgres.transaction_bound();
-
-        let placer = own("loms-placer")?;
-        let placements =
-            Placements::start(placer, bound, config.orders.clone(), relay.clone(), &tasks);
-        let payments = Payments::start(
-            own("loms-payments")?,
-            bound,
-            &config.orders,
-            pool.clone(),
-            relay.clone(),
-            &tasks,
-        );
-        expiry::start(
-            own("loms-expiry")?,
-            bound,
-            config.orders.expiry_batch,
-            relay.clone(),
-            &tasks,
-        );
-        keys::start(own("loms-keys")?, bound, config.keys.clone(), &tasks);
-        outbox::start(
-            own("loms-relay")?,
-            bound,
-            broker.clone(),
-            config.outbox.clone(),
-            relay.clone(),
-            &tasks,
-        );
-
-        sampled_audit::start(pool.clone(), config.audit.clone(), &tasks);
+        let tasks = Tasks::new();
+        let (placements, payments, relay) = start_workers(&config, &pool, &broker, &tasks)?;
 
         let service = LomsService {
             pool: pool.clone(),
@@ -139,6 +107,51 @@ impl App {
         pool.close();
         ended
     }
+}
+
+/// Everything that runs beside the calls, each with a connection of its own; answers what calls need of it.
+fn start_workers(
+    config: &Config,
+    pool: &Pool,
+    broker: &Broker,
+    tasks: &Tasks,
+) -> Result<(Placements, Payments, Relay), StartError> {
+    let own = |application| OwnConnection::new(&config.postgres, application);
+    let (bound, relay) = (config.postgres.transaction_bound(), Relay::default());
+    let orders = &config.orders;
+    let placements = Placements::start(
+        own("loms-placer")?,
+        bound,
+        orders.clone(),
+        relay.clone(),
+        tasks,
+    );
+    let payments = Payments::start(
+        own("loms-payments")?,
+        bound,
+        orders,
+        pool.clone(),
+        relay.clone(),
+        tasks,
+    );
+    expiry::start(
+        own("loms-expiry")?,
+        bound,
+        orders.expiry_batch,
+        relay.clone(),
+        tasks,
+    );
+    keys::start(own("loms-keys")?, bound, config.keys.clone(), tasks);
+    outbox::start(
+        own("loms-relay")?,
+        bound,
+        broker.clone(),
+        config.outbox.clone(),
+        relay.clone(),
+        tasks,
+    );
+    sampled_audit::start(pool.clone(), config.audit.clone(), tasks);
+    Ok((placements, payments, relay))
 }
 
 /// The in-process client: what comes over HTTP goes through the same layers as what comes over gRPC.
