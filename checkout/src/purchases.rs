@@ -48,16 +48,6 @@ enum Begun {
     Before(Uuid),
 }
 
-/// What became of closing a purchase.
-enum Closed {
-    /// Somebody was quicker; nothing is written.
-    Not,
-    /// Closed; a later call is told the outcome.
-    Untold,
-    /// Closed, and noted that the caller hears of it.
-    Told,
-}
-
 impl Driver {
     /// Nobody waits for the outcome.
     pub fn worker(allowed: Duration) -> Self {
@@ -194,9 +184,8 @@ impl Purchases {
         loop {
             let purchase = match self.load(id).await? {
                 Some(Loaded::Closed { outcome, told }) => {
-                    if !told && driver.hears() {
-                        self.mark_told(id, true).await?;
-                        self.check_heard(id, driver).await;
+                    if !told {
+                        self.tell(id, driver).await;
                     }
                     return Ok(outcome);
                 }
@@ -273,32 +262,31 @@ impl Purchases {
         driver: &Driver,
     ) -> Result<bool, Error> {
         fail_point!("purchase-closing", |_| std::process::abort());
-        let write = async |db: &mut PgConnection| write_close(db, purchase, outcome, driver).await;
-        match self.pool.round(write).await? {
-            Closed::Not => return Ok(false),
-            Closed::Untold => {}
-            Closed::Told => self.check_heard(purchase.id, driver).await,
+        let write = async |db: &mut PgConnection| write_close(db, purchase, outcome).await;
+        if !self.pool.round(write).await? {
+            return Ok(false);
         }
         METRICS.purchase_closed(outcome);
         if let Outcome::Refused { reason } = outcome {
             tracing::error!(purchase.id = %purchase.id, reason, "order refused by loms");
         }
+        self.tell(purchase.id, driver).await;
         Ok(true)
     }
 
-    async fn mark_told(&self, id: Uuid, told: bool) -> Result<(), Error> {
-        let mark = async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
-        Ok(self.pool.round(mark).await?)
-    }
-
-    /// A caller who went while it was written that he hears the outcome has not heard it: his next call is told.
-    async fn check_heard(&self, id: Uuid, driver: &Driver) {
-        if driver.hears() {
-            return;
-        }
-        if let Err(error) = self.mark_told(id, false).await {
-            tracing::warn!(purchase.id = %id, "outcome told to nobody");
-            error.log();
+    /// Writes down that the caller hears the outcome, after it is settled and before it is said: should we die in between,
+    /// it is said again rather than never. A caller who went meanwhile has not heard it: his next call is told.
+    async fn tell(&self, id: Uuid, driver: &Driver) {
+        for told in [true, false] {
+            if driver.hears() != told {
+                return;
+            }
+            let mark =
+                async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
+            if let Err(error) = self.pool.round(mark).await {
+                tracing::warn!(purchase.id = %id, error = %error, "whether the outcome is told was not noted");
+                return;
+            }
         }
     }
 
@@ -314,18 +302,16 @@ impl Purchases {
     }
 }
 
-/// The transaction of [`Purchases::close`].
+/// The transaction of [`Purchases::close`]; whether it closed the purchase.
 async fn write_close(
     db: &mut PgConnection,
     purchase: &OpenPurchase,
     outcome: &Outcome,
-    driver: &Driver,
-) -> sqlx::Result<Closed> {
+) -> sqlx::Result<bool> {
     let mut tx = db.begin().await?;
     store::carts::lock_cart(&mut tx, purchase.user).await?;
-    let told = driver.hears();
-    if !store::purchases::close_purchase(&mut tx, purchase, outcome, told).await? {
-        return Ok(Closed::Not);
+    if !store::purchases::close_purchase(&mut tx, purchase, outcome).await? {
+        return Ok(false);
     }
     match outcome {
         Outcome::Made { .. } => {}
@@ -334,7 +320,7 @@ async fn write_close(
         }
     }
     tx.commit().await?;
-    Ok(if told { Closed::Told } else { Closed::Untold })
+    Ok(true)
 }
 
 /// What the caller hears of an outcome.

@@ -177,7 +177,6 @@ pub async fn close_purchase(
     conn: &mut PgConnection,
     purchase: &OpenPurchase,
     outcome: &Outcome,
-    told: bool,
 ) -> Result<bool, sqlx::Error> {
     let (shortages, refusal): (&[Shortage], Option<&str>) = match outcome {
         Outcome::Failed { shortages, .. } => (shortages, None),
@@ -188,15 +187,14 @@ pub async fn close_purchase(
         serde_json::to_string(shortages).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let closed = sqlx::query!(
         "UPDATE checkout.purchase
-         SET closed_at = clock_timestamp(), outcome = $3, order_id = $4, shortages = $5::text::jsonb, refusal = $6, told = $7
+         SET closed_at = clock_timestamp(), outcome = $3, order_id = $4, shortages = $5::text::jsonb, refusal = $6
          WHERE id = $1 AND closed_at IS NULL AND resolving = $2",
         purchase.id,
         purchase.resolving,
         outcome.name(),
         outcome.order().map(|order| order.0),
         shortages,
-        refusal,
-        told
+        refusal
     )
     .execute(conn)
     .await?;
