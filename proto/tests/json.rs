@@ -33,7 +33,7 @@ fn default_values_are_present_and_an_unset_message_is_null() {
     );
     assert_eq!(
         written(&loms::ListOrderResponse::default()),
-        json!({ "status": "", "user": "0", "items": [], "paymentDeadline": null, "history": [] }),
+        json!({ "status": "", "user": "0", "items": [], "paymentDeadline": null, "history": [], "createdAt": null }),
     );
     assert_eq!(
         written(&notifications::GetHistoryWithPeriodResponse::default()),

@@ -59,6 +59,11 @@ pub(crate) fn config_of(pool: &PgPool, kafka: &Kafka, changes: Value) -> ConfigF
 
 /// Runs a command that ends by itself and well, and answers its stdout.
 pub(crate) fn run(config: &Path, arguments: &[&str]) -> String {
+    attempt(config, arguments).unwrap_or_else(|said| panic!("{arguments:?}: {said}"))
+}
+
+/// Runs a command that ends by itself: its stdout, or what it says on stderr when it fails.
+pub(crate) fn attempt(config: &Path, arguments: &[&str]) -> Result<String, String> {
     let mut command = notifications();
     let ended = command
         .args(arguments)
@@ -66,9 +71,10 @@ pub(crate) fn run(config: &Path, arguments: &[&str]) -> String {
         .arg(config)
         .output()
         .expect("it ran");
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.success(), "{arguments:?}: {said}");
-    String::from_utf8(ended.stdout).expect("text")
+    if !ended.status.success() {
+        return Err(String::from_utf8_lossy(&ended.stderr).into_owned());
+    }
+    Ok(String::from_utf8(ended.stdout).expect("text"))
 }
 
 /// Runs a command that refuses, with exit code 64, and answers the one line that it says.
