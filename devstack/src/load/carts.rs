@@ -32,11 +32,15 @@ pub(super) async fn list(
     target: &Target,
     measured: &mut Vec<(String, f64)>,
 ) -> Result<Figures> {
-    if let Some(stack) = target.stack() {
-        stack.receive_retail_stock().await?;
-    }
     let skus = retail::catalogue(retail::PRODUCTS_CSV)?.into_keys();
     let skus: Vec<u32> = skus.take(SKUS.max(plan.lines)).collect();
+    if let Some(stack) = target.stack() {
+        let lines = skus.iter().map(|sku| format!("1,{sku},1000000\n"));
+        let file = stack.dir().join("load.csv");
+        let csv = format!("warehouse_id,sku,count\n{}", lines.collect::<String>());
+        std::fs::write(&file, csv).context("write the delivery")?;
+        stack.receive_stock(&file).await?;
+    }
     let channel = target.channel();
     let clients = move |caller| CartClient::new(channel(caller));
     fill(plan.lines, &skus, clients.clone()).await?;
