@@ -204,9 +204,7 @@ fn batch_span(payments: &[Change]) -> Span {
     let calls = payments
         .iter()
         .filter_map(|payment| payment.traceparent.as_deref());
-    for call in calls.take(telemetry::SPAN_LINKS) {
-        telemetry::link_to(&span, call);
-    }
+    telemetry::link_to_calls(&span, calls);
     span
 }
 

@@ -310,9 +310,7 @@ fn batch_span(orders: &[NewOrder]) -> Span {
     let calls = orders
         .iter()
         .filter_map(|order| order.traceparent.as_deref());
-    for call in calls.take(telemetry::SPAN_LINKS) {
-        telemetry::link_to(&span, call);
-    }
+    telemetry::link_to_calls(&span, calls);
     span
 }
 

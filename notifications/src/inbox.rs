@@ -214,11 +214,9 @@ impl Inbox {
             otel.kind = "consumer",
             batch.size = hand.len()
         );
-        for (received, _) in hand.events.iter().take(telemetry::SPAN_LINKS) {
-            if let Some(traceparent) = &received.traceparent {
-                telemetry::link_to(&span, traceparent);
-            }
-        }
+        let events = hand.events.iter();
+        let causes = events.filter_map(|(received, _)| received.traceparent.as_deref());
+        telemetry::link_to_calls(&span, causes);
         async {
             self.save(hand).await?;
             fail_point!("events-saved", |_| std::process::abort());

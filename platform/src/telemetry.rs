@@ -51,7 +51,7 @@ const QUEUED_SPANS: usize = 8_192;
 /// Events and links of one span: with these it still fits into a packet.
 const SPAN_EVENTS: u32 = 16;
 /// See `SPAN_EVENTS`.
-pub const SPAN_LINKS: usize = 64;
+const SPAN_LINKS: usize = 64;
 
 /// Keeps the exporter alive; [`Telemetry::shutdown`] sends what is left.
 pub struct Telemetry {
@@ -220,6 +220,13 @@ pub fn link_to(span: &Span, traceparent: &str) {
     let context = remote(traceparent).span().span_context().clone();
     if context.is_valid() {
         span.add_link(context);
+    }
+}
+
+/// Links `span` to the calls that it serves, as many as one span may have links: it belongs to no one of their traces.
+pub fn link_to_calls<'a>(span: &Span, traceparents: impl Iterator<Item = &'a str>) {
+    for call in traceparents.take(SPAN_LINKS) {
+        link_to(span, call);
     }
 }
 
