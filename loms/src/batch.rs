@@ -1,7 +1,7 @@
 //! One transaction for many orders: numbers, keys, locks, allocation in order of arrival, writes.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -46,14 +46,37 @@ pub(crate) struct Placed {
 /// Whether this transaction made the order, and the answer to its caller.
 pub(crate) type Answer = (bool, Result<Placed, Error>);
 
+/// Numbers for new orders, drawn in blocks: each draw costs a round trip, a number that stays unused costs nothing.
+#[derive(Default)]
+pub(crate) struct OrderIds(VecDeque<OrderId>);
+
+impl OrderIds {
+    /// A draw that saves a lone caller's round trip, and few enough for numbers to follow time with several replicas.
+    const BLOCK: usize = 256;
+
+    async fn take(&mut self, db: &mut PgConnection, count: usize) -> sqlx::Result<Vec<OrderId>> {
+        if self.0.len() < count {
+            self.0
+                .extend(store::draw_order_ids(db, count.max(Self::BLOCK)).await?);
+        }
+        Ok(self.0.drain(..count).collect())
+    }
+
+    /// After a transaction that failed: what it has drawn may be drawn again when the server has crashed.
+    pub(crate) fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// Places `orders`, and answers in their order. The caller owns the transaction and commits it. `None`: a key was swept
 /// while it was claimed, the transaction must be rolled back and may be tried again.
 pub(crate) async fn place_batch(
     db: &mut PgConnection,
     orders: &[NewOrder],
+    ids: &mut OrderIds,
     payment_timeout: Duration,
 ) -> sqlx::Result<Option<Vec<Answer>>> {
-    let ids = store::draw_order_ids(db, orders.len()).await?;
+    let ids = ids.take(db, orders.len()).await?;
     let Some(owners) = claim_keys(db, orders, &ids).await? else {
         return Ok(None);
     };
@@ -257,10 +280,7 @@ async fn make_orders(
             },
         );
     }
-    store::insert_orders(db, &decided, payment_timeout).await?;
-    if !taken.is_empty() {
-        store::reserve(db, &taken).await?;
-    }
+    store::insert_orders(db, &decided, &taken, payment_timeout).await?;
     if !short.is_empty() {
         store::insert_shortages(db, &short).await?;
     }

@@ -9,7 +9,7 @@ use sqlx::Connection as _;
 use tokio::time::Instant;
 
 use crate::{
-    batch::{IdempotencyKey, NewOrder, place_batch},
+    batch::{IdempotencyKey, NewOrder, OrderIds, place_batch},
     order::{Lines, UserId},
     store::outbox,
 };
@@ -50,13 +50,13 @@ async fn write(
     mut draw: impl FnMut() -> Draw,
 ) -> anyhow::Result<u64> {
     let mut db = pg::connect_as(postgres, "loms-ceiling").await?;
-    let mut written = 0;
+    let (mut written, mut ids) = (0, OrderIds::default());
     while Instant::now() < until {
         let orders = (0..batch)
             .map(|_| order(draw()))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let mut tx = db.begin().await?;
-        let placed = place_batch(&mut tx, &orders, PAYMENT_TIMEOUT).await?;
+        let placed = place_batch(&mut tx, &orders, &mut ids, PAYMENT_TIMEOUT).await?;
         anyhow::ensure!(placed.is_some(), "keys were swept while they were claimed");
         tx.commit().await?;
         let now = Instant::now();

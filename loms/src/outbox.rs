@@ -186,11 +186,10 @@ async fn forward(
     stopping: &CancellationToken,
 ) -> anyhow::Result<u64> {
     let mut tx = db.begin().await?;
-    if !store::try_lock_relay(&mut tx).await? {
+    if !store::try_lock_relay(&mut tx, config.broker_timeout * 2).await? {
         tx.rollback().await?;
         return Ok(0);
     }
-    store::allow_idle(&mut tx, config.broker_timeout * 2).await?;
     let rows = store::read_oldest(&mut tx, config.batch).await?;
     if rows.is_empty() {
         tx.rollback().await?;

@@ -20,7 +20,7 @@ use tokio::sync::{
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    batch::{Answer, NewOrder, Placed, place_batch},
+    batch::{Answer, NewOrder, OrderIds, Placed, place_batch},
     config::OrdersConfig,
     crash::CrashPoint,
     error::Error,
@@ -78,6 +78,7 @@ impl Placements {
             queue,
             carried: None,
             held: BTreeSet::new(),
+            ids: OrderIds::default(),
         };
         tasks.worker("placer", async move {
             tokio::select! {
@@ -124,6 +125,7 @@ struct Placer {
     carried: Option<Waiting>,
     /// What somebody sat on when it was last looked at.
     held: BTreeSet<Sku>,
+    ids: OrderIds,
 }
 
 impl Placer {
@@ -286,10 +288,14 @@ impl Placer {
         &mut self,
         orders: &[NewOrder],
     ) -> sqlx::Result<Vec<Result<Placed, Error>>> {
-        let payment_timeout = self.config.payment_timeout;
+        let (ids, payment_timeout) = (&mut self.ids, self.config.payment_timeout);
         for _ in 0..SWEPT_ROUNDS {
-            let write = async |db: &mut PgConnection| write(db, orders, payment_timeout).await;
-            let Some(answers) = self.db.round(self.bound, write).await? else {
+            let write = async |db: &mut PgConnection| write(db, orders, ids, payment_timeout).await;
+            let written = self.db.round(self.bound, write).await;
+            if written.is_err() {
+                ids.forget();
+            }
+            let Some(answers) = written? else {
                 continue;
             };
             for (winner, answer) in &answers {
@@ -321,10 +327,11 @@ const SWEPT_ROUNDS: usize = 3;
 async fn write(
     db: &mut PgConnection,
     orders: &[NewOrder],
+    ids: &mut OrderIds,
     payment_timeout: Duration,
 ) -> sqlx::Result<Option<Vec<Answer>>> {
     let mut tx = db.begin().await?;
-    let Some(answers) = place_batch(&mut tx, orders, payment_timeout).await? else {
+    let Some(answers) = place_batch(&mut tx, orders, ids, payment_timeout).await? else {
         tx.rollback().await?;
         return Ok(None);
     };

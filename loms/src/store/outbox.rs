@@ -21,25 +21,18 @@ pub(crate) struct OutboxRow {
 /// "LOMS relay" in ASCII, cut to 63 bits: the advisory lock that one relay holds at a time.
 const RELAY_LOCK: i64 = 0x4c4f_4d53_2072_656c;
 
-/// Becomes the relay for this transaction, unless another process is.
-pub(crate) async fn try_lock_relay(db: &mut PgConnection) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"SELECT pg_try_advisory_xact_lock($1) AS "won!""#,
-        RELAY_LOCK
-    )
-    .fetch_one(db)
-    .await
-}
-
-/// Lets this transaction wait for the broker: it is idle for PostgreSQL meanwhile.
-pub(crate) async fn allow_idle(db: &mut PgConnection, bound: Duration) -> sqlx::Result<()> {
-    sqlx::query!(
-        "SELECT set_config('idle_in_transaction_session_timeout', $1, TRUE)",
-        bound.as_millis().to_string()
+/// Becomes the relay for this transaction, unless another process is, and lets it wait so long for the broker: for
+/// PostgreSQL it is idle meanwhile.
+pub(crate) async fn try_lock_relay(db: &mut PgConnection, idle: Duration) -> sqlx::Result<bool> {
+    let row = sqlx::query!(
+        r#"SELECT pg_try_advisory_xact_lock($1) AS "won!",
+                  set_config('idle_in_transaction_session_timeout', $2, TRUE)"#,
+        RELAY_LOCK,
+        idle.as_millis().to_string()
     )
     .fetch_one(db)
     .await?;
-    Ok(())
+    Ok(row.won)
 }
 
 /// The oldest events, by id: within an order that is the order of their sequence.

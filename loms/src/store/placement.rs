@@ -75,16 +75,31 @@ pub(crate) async fn find_held_skus(
     held.into_iter().map(sku).collect()
 }
 
-/// Writes orders, their histories (`new`, then what was decided), their deadlines and their events.
+/// Writes orders with their items, histories (`new`, then what was decided), deadlines and events, and moves what they
+/// take from the shelves, which the caller has locked, into reservations. One statement: each costs a round trip, and
+/// the next batch waits for all of them.
+#[expect(
+    clippy::too_many_lines,
+    reason = "it is one statement, and its columns"
+)]
 pub(crate) async fn insert_orders(
     db: &mut PgConnection,
     orders: &[DecidedOrder<'_>],
+    taken: &[(OrderId, Allocation)],
     payment_timeout: Duration,
 ) -> sqlx::Result<()> {
     let ids: Vec<i64> = orders.iter().map(|order| order.id.0).collect();
     let users: Vec<i64> = orders.iter().map(|order| order.user.get()).collect();
     let statuses: Vec<Status> = orders.iter().map(|order| order.status).collect();
     let traces: Vec<Option<&str>> = orders.iter().map(|order| order.traceparent).collect();
+    let items = columns(orders.iter().flat_map(|order| {
+        let lines = order.lines.iter();
+        lines.map(|(sku, quantity)| [order.id.0, sku.db(), i64::from(quantity.get())])
+    }));
+    let parts = columns(taken.iter().map(|(order, part)| {
+        let units = part.units.cast_signed();
+        [order.0, part.warehouse.get(), part.sku.db(), units]
+    }));
     // outbox ids are drawn by the INSERT, after the sort: the relay sends by id, and must not meet 2 before 1
     sqlx::query!(
         r#"WITH placed AS MATERIALIZED (
@@ -93,6 +108,20 @@ pub(crate) async fn insert_orders(
                     AS p (id, user_id, status, traceparent)
            ), orders AS (
                INSERT INTO loms.user_order (id, user_id, status) SELECT id, user_id, status FROM placed
+           ), items AS (
+               INSERT INTO loms.order_item (order_id, sku, count)
+               SELECT * FROM UNNEST($6::bigint[], $7::bigint[], $8::bigint[])
+           ), taken AS MATERIALIZED (
+               SELECT t.order_id, t.warehouse_id, t.sku, t.count
+               FROM UNNEST($9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])
+                    AS t (order_id, warehouse_id, sku, count)
+           ), reserved AS (
+               INSERT INTO loms.reservation_stock (order_id, warehouse_id, sku, count)
+               SELECT order_id, warehouse_id, sku, count FROM taken
+           ), shelves AS (
+               UPDATE loms.stock s SET count = s.count - t.count
+               FROM (SELECT warehouse_id, sku, sum(count)::bigint AS count FROM taken GROUP BY warehouse_id, sku) AS t
+               WHERE s.sku = t.sku AND s.warehouse_id = t.warehouse_id
            ), history AS (
                INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor)
                SELECT id, 1, NULL, 'new'::loms.order_status, 'user' FROM placed
@@ -110,66 +139,29 @@ pub(crate) async fn insert_orders(
         &users,
         &statuses as &[Status],
         &traces as &[Option<&str>],
-        payment_timeout.as_secs_f64()
+        payment_timeout.as_secs_f64(),
+        &items[0],
+        &items[1],
+        &items[2],
+        &parts[0],
+        &parts[1],
+        &parts[2],
+        &parts[3]
     )
-    .execute(&mut *db)
+    .execute(db)
     .await?;
-    insert_items(db, orders).await
+    Ok(())
 }
 
-async fn insert_items(db: &mut PgConnection, orders: &[DecidedOrder<'_>]) -> sqlx::Result<()> {
-    let (mut ids, mut skus, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-    for order in orders {
-        for (sku, quantity) in order.lines.iter() {
-            ids.push(order.id.0);
-            skus.push(sku.db());
-            counts.push(i64::from(quantity.get()));
+/// Rows turned into the arrays that UNNEST takes.
+fn columns<const N: usize>(rows: impl Iterator<Item = [i64; N]>) -> [Vec<i64>; N] {
+    let mut columns = [const { Vec::new() }; N];
+    for row in rows {
+        for (column, value) in columns.iter_mut().zip(row) {
+            column.push(value);
         }
     }
-    sqlx::query!(
-        r#"INSERT INTO loms.order_item (order_id, sku, count)
-           SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[])"#,
-        &ids,
-        &skus,
-        &counts
-    )
-    .execute(db)
-    .await?;
-    Ok(())
-}
-
-/// Moves units from the shelves, which the caller has locked, into reservations.
-pub(crate) async fn reserve(
-    db: &mut PgConnection,
-    taken: &[(OrderId, Allocation)],
-) -> sqlx::Result<()> {
-    let orders: Vec<i64> = taken.iter().map(|(order, _)| order.0).collect();
-    let warehouses: Vec<i64> = taken.iter().map(|(_, part)| part.warehouse.get()).collect();
-    let skus: Vec<i64> = taken.iter().map(|(_, part)| part.sku.db()).collect();
-    let counts: Vec<i64> = taken
-        .iter()
-        .map(|(_, part)| part.units.cast_signed())
-        .collect();
-    sqlx::query!(
-        r#"WITH taken AS MATERIALIZED (
-               SELECT t.order_id, t.warehouse_id, t.sku, t.count
-               FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
-                    AS t (order_id, warehouse_id, sku, count)
-           ), reserved AS (
-               INSERT INTO loms.reservation_stock (order_id, warehouse_id, sku, count)
-               SELECT order_id, warehouse_id, sku, count FROM taken
-           )
-           UPDATE loms.stock s SET count = s.count - t.count
-           FROM (SELECT warehouse_id, sku, sum(count)::bigint AS count FROM taken GROUP BY warehouse_id, sku) AS t
-           WHERE s.sku = t.sku AND s.warehouse_id = t.warehouse_id"#,
-        &orders,
-        &warehouses,
-        &skus,
-        &counts
-    )
-    .execute(db)
-    .await?;
-    Ok(())
+    columns
 }
 
 /// Keeps what was missing of failed orders.
@@ -177,23 +169,17 @@ pub(crate) async fn insert_shortages(
     db: &mut PgConnection,
     short: &[(OrderId, Shortage)],
 ) -> sqlx::Result<()> {
-    let orders: Vec<i64> = short.iter().map(|(order, _)| order.0).collect();
-    let skus: Vec<i64> = short.iter().map(|(_, line)| line.sku.db()).collect();
-    let requested: Vec<i64> = short
-        .iter()
-        .map(|(_, line)| line.requested.cast_signed())
-        .collect();
-    let available: Vec<i64> = short
-        .iter()
-        .map(|(_, line)| line.available.cast_signed())
-        .collect();
+    let short = columns(short.iter().map(|(order, line)| {
+        let (requested, available) = (line.requested.cast_signed(), line.available.cast_signed());
+        [order.0, line.sku.db(), requested, available]
+    }));
     sqlx::query!(
         r#"INSERT INTO loms.order_shortage (order_id, sku, requested, available)
            SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])"#,
-        &orders,
-        &skus,
-        &requested,
-        &available
+        &short[0],
+        &short[1],
+        &short[2],
+        &short[3]
     )
     .execute(db)
     .await?;
