@@ -116,7 +116,7 @@ pub(crate) fn start(
     LazyLock::force(&BACKLOG);
     let stopping = tasks.stopping();
     let bound = bound + config.broker_timeout + LAST_WAIT;
-    tasks.worker("relay", async move {
+    tasks.worker_thread("relay", async move {
         let mut watched = None;
         loop {
             let began = Instant::now();

@@ -77,7 +77,7 @@ impl Payments {
             relay: relay.clone(),
             queue,
         };
-        tasks.worker("payments", async move {
+        tasks.worker_thread("payments", async move {
             tokio::select! {
                 () = payer.run() => {}
                 () = stopping.cancelled() => {}

@@ -80,7 +80,7 @@ impl Placements {
             held: BTreeSet::new(),
             ids: OrderIds::default(),
         };
-        tasks.worker("placer", async move {
+        tasks.worker_thread("placer", async move {
             tokio::select! {
                 () = placer.run() => {}
                 () = stopping.cancelled() => {}

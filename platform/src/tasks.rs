@@ -24,6 +24,34 @@ struct Inner {
     failure: Mutex<Option<anyhow::Error>>,
 }
 
+impl Inner {
+    async fn supervise(
+        self: Arc<Self>,
+        name: &'static str,
+        work: impl Future<Output = anyhow::Result<()>>,
+    ) {
+        let ended = AssertUnwindSafe(work).catch_unwind().await;
+        if self.stopping.is_cancelled() {
+            if let Ok(Err(error)) = ended {
+                tracing::warn!(worker = name, error = %format!("{error:#}"), "worker failed while stopping");
+            }
+            return;
+        }
+        self.fail(match ended {
+            Ok(Ok(())) => anyhow::anyhow!("worker {name} ended unasked"),
+            Ok(Err(error)) => error.context(format!("worker {name} failed")),
+            Err(_) => anyhow::anyhow!("worker {name} panicked"),
+        });
+    }
+
+    fn fail(&self, error: anyhow::Error) {
+        if let Ok(mut failure) = self.failure.lock() {
+            failure.get_or_insert(error);
+        }
+        self.failed.cancel();
+    }
+}
+
 /// A tracked task panicked; the panic is in the log.
 #[derive(Debug, thiserror::Error)]
 #[error("the task panicked")]
@@ -41,26 +69,30 @@ impl Tasks {
         name: &'static str,
         work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
     ) {
+        self.0.workers.spawn(self.0.clone().supervise(name, work));
+    }
+
+    /// Starts a worker on a thread of its own: one whose steps many calls wait for. Among those calls it would stand in
+    /// line after each answer of its database; the kernel lets a thread that has slept go first.
+    pub fn worker_thread(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         let inner = self.0.clone();
-        let supervised = async move {
-            let ended = AssertUnwindSafe(work).catch_unwind().await;
-            if inner.stopping.is_cancelled() {
-                if let Ok(Err(error)) = ended {
-                    tracing::warn!(worker = name, error = %format!("{error:#}"), "worker failed while stopping");
-                }
-                return;
-            }
-            let error = match ended {
-                Ok(Ok(())) => anyhow::anyhow!("worker {name} ended unasked"),
-                Ok(Err(error)) => error.context(format!("worker {name} failed")),
-                Err(_) => anyhow::anyhow!("worker {name} panicked"),
-            };
-            if let Ok(mut failure) = inner.failure.lock() {
-                failure.get_or_insert(error);
-            }
-            inner.failed.cancel();
-        };
-        self.0.workers.spawn(supervised);
+        let work = inner
+            .workers
+            .track_future(inner.clone().supervise(name, work));
+        let started = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .and_then(|runtime| {
+                let thread = std::thread::Builder::new().name(name.to_owned());
+                thread.spawn(move || runtime.block_on(work))
+            });
+        if let Err(error) = started {
+            inner.fail(anyhow::Error::from(error).context(format!("start worker {name}")));
+        }
     }
 
     /// Runs `work` to its end even if the caller is dropped, so that a transaction is never cut in half.
@@ -166,5 +198,27 @@ mod tests {
         });
         tasks.drain().await;
         assert!(tasks.failure().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_worker_with_a_thread_is_watched_and_waited_for_like_any_other() {
+        let (tasks, done) = (Tasks::new(), Arc::new(AtomicBool::new(false)));
+        let (stopping, flag) = (tasks.stopping(), done.clone());
+        tasks.worker_thread("placer", async move {
+            stopping.cancelled().await;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            flag.store(true, Ordering::SeqCst);
+            Ok(())
+        });
+        tasks.drain().await;
+        assert!(done.load(Ordering::SeqCst));
+
+        let tasks = Tasks::new();
+        tasks.worker_thread("placer", async { panic!("on purpose") });
+        tasks.failed().await;
+        assert_eq!(
+            tasks.failure().unwrap().to_string(),
+            "worker placer panicked"
+        );
     }
 }
