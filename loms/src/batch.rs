@@ -12,7 +12,7 @@ use crate::{
     error::Error,
     order::{Event, Lines, OrderId, Sku, Status, UserId},
     store::{
-        keys::{self, KeyClaim},
+        keys::{self, KeyClaim, KeyOwner},
         placement::{self as store, DecidedOrder},
     },
 };
@@ -163,9 +163,10 @@ async fn claim_keys(
             let Some(key) = &order.key else {
                 return Some(Owner::Order(*id));
             };
-            let (owner, hash) = known.get(&(order.user, key.key.clone()))?;
-            Some(if hash == &key.body_hash {
-                Owner::Order(*owner)
+            let first = *firsts.get(&(order.user, key.key.as_str()))?;
+            let owner = known.get(&ids[first])?;
+            Some(if owner.body_hash == key.body_hash {
+                Owner::Order(owner.order)
             } else {
                 Owner::Reused
             })
@@ -174,49 +175,46 @@ async fn claim_keys(
     Ok(owners)
 }
 
-/// Whose the keys are, and what they stand for; without those that have been swept just now.
+/// Whose the keys are and what they stand for, by the order that each was claimed for; without those that have been
+/// swept just now.
 async fn claim_first_keys(
     db: &mut PgConnection,
     orders: &[NewOrder],
     ids: &[OrderId],
     firsts: &HashMap<(UserId, &str), usize>,
-) -> sqlx::Result<HashMap<(UserId, String), (OrderId, Vec<u8>)>> {
+) -> sqlx::Result<HashMap<OrderId, KeyOwner>> {
     if firsts.is_empty() {
         return Ok(HashMap::new());
     }
-    let hash = |index: usize| {
-        orders[index]
-            .key
-            .as_ref()
-            .map_or(&[][..], |key| &key.body_hash)
-    };
-    let claims: Vec<_> = firsts
-        .iter()
-        .map(|(&(user, key), &index)| KeyClaim {
+    let claims = firsts.iter().filter_map(|(&(user, key), &index)| {
+        let body_hash = &orders[index].key.as_ref()?.body_hash;
+        Some(KeyClaim {
             user,
             key,
-            body_hash: hash(index),
+            body_hash,
             order: ids[index],
         })
-        .collect();
-    let won: BTreeSet<(UserId, String)> =
-        keys::claim_keys(db, &claims).await?.into_iter().collect();
-    let (mut known, mut lost) = (HashMap::new(), Vec::new());
-    for (&(user, key), &index) in firsts {
-        let name = (user, key.to_owned());
-        if won.contains(&name) {
-            known.insert(name, (ids[index], hash(index).to_vec()));
-        } else {
-            lost.push((user, key));
-        }
-    }
+    });
+    let claims: Vec<_> = claims.collect();
+    let won = keys::claim_keys(db, &claims).await?;
+    let (own, lost): (Vec<_>, Vec<_>) = claims
+        .into_iter()
+        .partition(|claim| won.contains(&claim.order));
+    let own = own.into_iter().map(|claim| {
+        let owner = KeyOwner {
+            body_hash: claim.body_hash.to_vec(),
+            order: claim.order,
+        };
+        (claim.order, owner)
+    });
+    let mut known: HashMap<OrderId, KeyOwner> = own.collect();
     if !lost.is_empty() {
-        let owners = keys::read_key_owners(db, &lost).await?;
-        known.extend(
-            owners
-                .into_iter()
-                .map(|(name, owner)| (name, (owner.order, owner.body_hash))),
-        );
+        let names: Vec<_> = lost.iter().map(|claim| (claim.user, claim.key)).collect();
+        let mut owners = keys::read_key_owners(db, &names).await?;
+        known.extend(lost.iter().filter_map(|claim| {
+            let owner = owners.remove(&(claim.user, claim.key.to_owned()))?;
+            Some((claim.order, owner))
+        }));
     }
     Ok(known)
 }

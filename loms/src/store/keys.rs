@@ -1,6 +1,9 @@
 //! Idempotency keys: claimed by the batch that makes their orders, swept when their time is over.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use sqlx::PgConnection;
 
@@ -20,23 +23,23 @@ pub(crate) struct KeyOwner {
     pub(crate) order: OrderId,
 }
 
-/// Claims keys, and returns those that were free. Waits for whoever is claiming the same key right now.
+/// Claims keys, and returns the orders whose keys were free. Waits for whoever is claiming the same key right now.
 pub(crate) async fn claim_keys(
     db: &mut PgConnection,
     claims: &[KeyClaim<'_>],
-) -> sqlx::Result<Vec<(UserId, String)>> {
+) -> sqlx::Result<HashSet<OrderId>> {
     let users: Vec<i64> = claims.iter().map(|claim| claim.user.get()).collect();
     let keys: Vec<&str> = claims.iter().map(|claim| claim.key).collect();
     let hashes: Vec<&[u8]> = claims.iter().map(|claim| claim.body_hash).collect();
     let orders: Vec<i64> = claims.iter().map(|claim| claim.order.0).collect();
     // sorted: two batches that claim the same keys in opposite orders would wait for each other
-    let won = sqlx::query!(
+    let won = sqlx::query_scalar!(
         r#"INSERT INTO loms.idempotency_key (user_id, key, body_hash, order_id)
            SELECT c.user_id, c.key, c.body_hash, c.order_id
            FROM UNNEST($1::bigint[], $2::text[], $3::bytea[], $4::bigint[]) AS c (user_id, key, body_hash, order_id)
            ORDER BY c.user_id, c.key
            ON CONFLICT DO NOTHING
-           RETURNING user_id, key"#,
+           RETURNING order_id"#,
         &users,
         &keys as &[&str],
         &hashes as &[&[u8]],
@@ -44,10 +47,7 @@ pub(crate) async fn claim_keys(
     )
     .fetch_all(db)
     .await?;
-    Ok(won
-        .into_iter()
-        .filter_map(|row| Some((UserId::new(row.user_id)?, row.key)))
-        .collect())
+    Ok(won.into_iter().map(OrderId).collect())
 }
 
 /// Who owns the keys that were not free. A statement of its own: it sees what the claim has waited for.
