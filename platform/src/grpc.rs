@@ -14,7 +14,10 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use prometheus::{CounterVec, HistogramOpts, HistogramVec, Opts};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 use tracing::{Instrument as _, Span, field::Empty};
@@ -70,7 +73,7 @@ pub fn is_authenticated<T>(request: &tonic::Request<T>) -> bool {
 pub struct Guard(Arc<Shared>);
 
 struct Shared {
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
     limit: usize,
     request_timeout: Duration,
     metrics: Metrics,
@@ -79,7 +82,7 @@ struct Shared {
 impl Guard {
     pub fn new(service: &'static str, limits: &Limits) -> Guard {
         Guard(Arc::new(Shared {
-            in_flight: Semaphore::new(limits.in_flight),
+            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             limit: limits.in_flight,
             request_timeout: limits.request_timeout,
             metrics: Metrics::of(service),
@@ -130,11 +133,17 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let shared = self.guard.0.clone();
+        // before there is a span: turning calls away must cost next to nothing, or it would be an overload of its own
+        let Ok(permit) = shared.in_flight.clone().try_acquire_owned() else {
+            let refused = shared.turn_away(request.uri().path());
+            return Box::pin(std::future::ready(Ok(refused)));
+        };
         // the one that was polled ready goes with the call
         let ready = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, ready);
         let span = span_of(&request);
-        Box::pin(admit(self.guard.0.clone(), inner, request).instrument(span))
+        Box::pin(admit(shared, permit, inner, request).instrument(span))
     }
 }
 
@@ -154,6 +163,7 @@ fn span_of(request: &Request<Body>) -> Span {
 
 async fn admit<S>(
     shared: Arc<Shared>,
+    permit: OwnedSemaphorePermit,
     inner: S,
     request: Request<Body>,
 ) -> Result<Response<Body>, Infallible>
@@ -161,35 +171,49 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
     let method = request.uri().path().to_owned();
-    let started = Instant::now();
-    let trace_id = telemetry::trace_id();
-    let mut response = match shared.in_flight.try_acquire() {
-        Ok(_permit) => bounded(&shared, inner, request).await,
-        Err(_) => refuse(
+    let (started, trace_id) = (Instant::now(), telemetry::trace_id());
+    let response = bounded(&shared, inner, request).await;
+    drop(permit);
+    record_code(&Span::current(), code_of(response.headers()));
+    Ok(shared.finish(&method, started, &trace_id, response))
+}
+
+impl Shared {
+    /// The answer to a call that finds no place.
+    fn turn_away(&self, method: &str) -> Response<Body> {
+        let refused = refuse(
             Code::ResourceExhausted,
             "too many calls in progress, try again later",
-        ),
-    };
-    let code = code_of(response.headers());
-    if let Ok(value) = HeaderValue::from_str(&trace_id) {
-        response.headers_mut().insert(TRACE_ID, value);
+        );
+        self.finish(method, Instant::now(), &telemetry::trace_id(), refused)
     }
-    record_code(&Span::current(), code);
-    shared.metrics.requests.with_label_values(&["router"]).inc();
-    // a method that does not exist is the caller's word: it must not become a label
-    let label = if code == tonic::Code::Unimplemented {
-        "unknown"
-    } else {
-        method.as_str()
-    };
-    let elapsed = started.elapsed();
-    shared
-        .metrics
-        .response_time
-        .with_label_values(&[go_name(code), label])
-        .observe(elapsed.as_secs_f64());
-    tracing::debug!(rpc.method = %method, rpc.code = go_name(code), elapsed_ms = elapsed.as_millis() as u64, "call answered");
-    Ok(response)
+
+    /// Gives an answer its trace id, and counts it.
+    fn finish(
+        &self,
+        method: &str,
+        started: Instant,
+        trace_id: &str,
+        mut response: Response<Body>,
+    ) -> Response<Body> {
+        if let Ok(value) = HeaderValue::from_str(trace_id) {
+            response.headers_mut().insert(TRACE_ID, value);
+        }
+        let (code, elapsed) = (code_of(response.headers()), started.elapsed());
+        self.metrics.requests.with_label_values(&["router"]).inc();
+        // a method that does not exist is the caller's word: it must not become a label
+        let label = if code == tonic::Code::Unimplemented {
+            "unknown"
+        } else {
+            method
+        };
+        self.metrics
+            .response_time
+            .with_label_values(&[go_name(code), label])
+            .observe(elapsed.as_secs_f64());
+        tracing::debug!(rpc.method = %method, rpc.code = go_name(code), elapsed_ms = elapsed.as_millis() as u64, "call answered");
+        response
+    }
 }
 
 async fn bounded<S>(shared: &Shared, mut inner: S, mut request: Request<Body>) -> Response<Body>
