@@ -89,6 +89,12 @@ impl Guard {
         }))
     }
 
+    /// Takes a place for a call whose message is yet to be read; it goes to the call as an extension of the request.
+    pub(crate) fn admission(&self) -> Admission {
+        let permit = self.0.in_flight.clone().try_acquire_owned();
+        Admission(permit.ok().map(Arc::new))
+    }
+
     /// Resolves when no call is in progress. Polled: a waiter in the semaphore would turn late calls away.
     pub(crate) async fn idle(&self) {
         while self.0.in_flight.available_permits() < self.0.limit {
@@ -102,6 +108,16 @@ impl Guard {
             guard: self.clone(),
             inner: service,
         }
+    }
+}
+
+/// A place among the calls in progress, or that none was free. Who comes with one takes no other.
+#[derive(Clone)]
+pub(crate) struct Admission(Option<Arc<OwnedSemaphorePermit>>);
+
+impl Admission {
+    pub(crate) fn is_granted(&self) -> bool {
+        self.0.is_some()
     }
 }
 
@@ -132,10 +148,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let shared = self.guard.0.clone();
         // before there is a span: turning calls away must cost next to nothing, or it would be an overload of its own
-        let Ok(permit) = shared.in_flight.clone().try_acquire_owned() else {
+        let admission = request.extensions_mut().remove::<Admission>();
+        let Admission(permit) = admission.unwrap_or_else(|| self.guard.admission());
+        let Some(permit) = permit else {
             let refused = shared.turn_away(request.uri().path());
             return Box::pin(std::future::ready(Ok(refused)));
         };
@@ -163,7 +181,7 @@ fn span_of(request: &Request<Body>) -> Span {
 
 async fn admit<S>(
     shared: Arc<Shared>,
-    permit: OwnedSemaphorePermit,
+    permit: Arc<OwnedSemaphorePermit>,
     inner: S,
     request: Request<Body>,
 ) -> Result<Response<Body>, Infallible>

@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{MatchedPath, Request},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -19,18 +19,28 @@ use serde_json::{Value, json};
 use tonic::Status;
 use tracing::{Instrument as _, Span, field::Empty};
 
-use crate::{config::Limits, docs, error, grpc::TRACE_ID, readiness::Health, telemetry};
+use crate::{
+    config::Limits,
+    docs, error,
+    grpc::{Guard, TRACE_ID},
+    readiness::Health,
+    telemetry,
+};
 
 /// A POST route for one RPC. `call` is the generated client's method over the guarded service.
 pub fn rpc<Req, Resp, F, Fut>(call: F) -> MethodRouter
 where
-    Req: DeserializeOwned + Send + 'static,
+    Req: DeserializeOwned + Default + Send + 'static,
     Resp: Serialize + Send + 'static,
     F: Fn(tonic::Request<Req>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>> + Send + 'static,
 {
     post(
-        async move |request: Request| match answer(call, request).await {
+        async move |Extension(door): Extension<Door>, request: Request| match answer(
+            call, &door, request,
+        )
+        .await
+        {
             Ok(response) => response,
             Err(response) => response,
         },
@@ -38,28 +48,29 @@ where
     .fallback(method_not_allowed)
 }
 
-async fn answer<Req, Resp, F, Fut>(call: F, request: Request) -> Result<Response, Response>
+async fn answer<Req, Resp, F, Fut>(
+    call: F,
+    door: &Door,
+    request: Request,
+) -> Result<Response, Response>
 where
-    Req: DeserializeOwned,
+    Req: DeserializeOwned + Default,
     Resp: Serialize,
     F: Fn(tonic::Request<Req>) -> Fut,
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>>,
 {
-    let headers = request.headers().clone();
-    let limit: BodyLimit = request.extensions().get().copied().unwrap_or_default();
-    let body = tokio::time::timeout(limit.time, read(request.into_body(), limit.bytes));
-    let body = match body.await {
-        Ok(body) => body?,
-        Err(_) => return Err(late()),
+    let (headers, body) = (request.headers().clone(), request.into_body());
+    // a body takes memory while it arrives, so its call is in progress from here on; one that finds no place is turned
+    // away by the guard, which knows its method, and its body is not read
+    let admission = door.guard.admission();
+    let unread = !admission.is_granted() && !is_small(&body);
+    let message = if admission.is_granted() {
+        door.message(body).await?
+    } else {
+        Req::default()
     };
-    let message = message(&body).map_err(|cause| {
-        problem(
-            StatusCode::BAD_REQUEST,
-            tonic::Code::InvalidArgument,
-            &format!("body: {cause}"),
-        )
-    })?;
     let mut outgoing = tonic::Request::new(message);
+    outgoing.extensions_mut().insert(admission);
     if let Some(parent) = telemetry::traceparent().and_then(|text| text.parse().ok()) {
         outgoing.metadata_mut().insert("traceparent", parent);
     }
@@ -75,19 +86,45 @@ where
             StatusCode::OK,
             &serde_json::to_value(response.into_inner()).unwrap_or_default(),
         )),
-        Err(status) => Err(reply(
-            error::http_status(status.code()),
-            &error::json_body(&status),
-        )),
+        Err(status) => {
+            let mut refused = reply(
+                error::http_status(status.code()),
+                &error::json_body(&status),
+            );
+            if unread {
+                close(&mut refused);
+            }
+            Err(refused)
+        }
     }
 }
 
-/// What a route takes of a body.
-#[derive(Clone, Copy, Default)]
-struct BodyLimit {
-    bytes: usize,
-    /// For the whole of it to arrive.
-    time: Duration,
+/// What a route knows of the door that it is behind.
+#[derive(Clone)]
+struct Door {
+    guard: Guard,
+    body_bytes: usize,
+    /// For the whole of a body to arrive.
+    body_time: Duration,
+}
+
+impl Door {
+    async fn message<Req: DeserializeOwned>(&self, body: Body) -> Result<Req, Response> {
+        let body = tokio::time::timeout(self.body_time, read(body, self.body_bytes)).await;
+        let body = body.unwrap_or_else(|_| Err(late()))?;
+        message(&body).map_err(|cause| {
+            problem(
+                StatusCode::BAD_REQUEST,
+                tonic::Code::InvalidArgument,
+                &format!("body: {cause}"),
+            )
+        })
+    }
+}
+
+/// Whether a body has come with its head, as a rule: hyper reads so much at once, and what it has read it can discard.
+fn is_small(body: &Body) -> bool {
+    body.size_hint().exact().is_some_and(|bytes| bytes <= 4_096)
 }
 
 /// What is still read of a body over the limit, in limits. A client that is cut off while it writes never sees why.
@@ -211,6 +248,7 @@ pub(crate) fn router(
     routes: Router,
     openapi: &'static str,
     health: Arc<Health>,
+    guard: Guard,
     limits: &Limits,
 ) -> Router {
     let ready = move || async move {
@@ -233,9 +271,10 @@ pub(crate) fn router(
         )
         .route("/readyz", get(ready))
         .fallback(not_found)
-        .layer(Extension(BodyLimit {
-            bytes: limits.body_bytes,
-            time: limits.request_timeout,
+        .layer(Extension(Door {
+            guard,
+            body_bytes: limits.body_bytes,
+            body_time: limits.request_timeout,
         }))
         .layer(axum::middleware::from_fn(traced))
 }

@@ -168,7 +168,7 @@ pub struct Limits {
     /// The longest that a call may take, whatever its caller allows.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
-    /// Calls in progress; one more is RESOURCE_EXHAUSTED at once.
+    /// Calls in progress, those whose HTTP body is still arriving among them; one more is RESOURCE_EXHAUSTED at once.
     pub in_flight: usize,
     /// Bytes of an HTTP body or a gRPC message.
     pub body_bytes: usize,

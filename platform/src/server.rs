@@ -94,7 +94,13 @@ impl Server {
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
         // the last of it is for the traces, after everything that makes some
         let grace = self.shutdown_grace.saturating_sub(FLUSH_BOUND);
-        let http = http::router(doors.http, doors.openapi, health.clone(), &self.limits);
+        let http = http::router(
+            doors.http,
+            doors.openapi,
+            health.clone(),
+            guard.clone(),
+            &self.limits,
+        );
         let doors = self.serve(routes, http, closing.clone())?;
 
         let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);

@@ -23,6 +23,11 @@ const IDLE: Duration = Duration::from_secs(1);
 const REQUEST: Duration = Duration::from_secs(2);
 
 async fn loms() -> (Stack, Replica) {
+    let limits = json!({"body_bytes": BODY, "header_bytes": 9_000, "idle_timeout": "1s", "request_timeout": "2s"});
+    loms_within(limits).await
+}
+
+async fn loms_within(limits: Value) -> (Stack, Replica) {
     let options = Options {
         quiet: true,
         services: &["loms"],
@@ -32,7 +37,7 @@ async fn loms() -> (Stack, Replica) {
     // plaintext: what is refused below HTTP/2 is said in bytes
     let settings = json!({
         "tls": {"enabled": false, "client_auth": "none"},
-        "limits": {"body_bytes": BODY, "header_bytes": 9_000, "idle_timeout": "1s", "request_timeout": "2s"},
+        "limits": limits,
         "orders": {"max_lines": LINES},
     });
     let replica = Replica::start(&stack, &settings).await;
@@ -185,6 +190,63 @@ async fn who_says_nothing_is_not_waited_for() {
     // one that answers pings stays
     let mut loms = client(&replica).await;
     loms.stocks(StocksRequest { sku: 7 }).await.unwrap();
+    replica.stop().await;
+    stack.stop().await.unwrap();
+}
+
+/// Half a request, which is being read; its other half is [`REST`].
+async fn half_sent(replica: &Replica) -> TcpStream {
+    let mut stream = TcpStream::connect(replica.http).await.unwrap();
+    let head = "POST /stocks HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nconnection: close\r\n\
+                content-length: 9\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // said when the body is asked for
+    let mut go_on = *b"HTTP/1.1 100 Continue\r\n\r\n";
+    let wanted = go_on;
+    stream.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(go_on, wanted);
+    stream.write_all(b"{").await.unwrap();
+    stream
+}
+
+const REST: &[u8] = b"\"sku\":7}";
+
+#[tokio::test]
+async fn a_body_that_arrives_is_a_call_in_progress() {
+    let limits = json!({"in_flight": 2, "request_timeout": "30s"});
+    let (stack, replica) = loms_within(limits).await;
+    let (mut one, other) = (half_sent(&replica).await, half_sent(&replica).await);
+    let ask = async || post(&replica, "/stocks", "{\"sku\":7}".to_owned()).await;
+    let began = Instant::now();
+    let (status, answer) = ask().await;
+    assert_eq!((status, &answer["code"]), (429, &json!(8)), "{answer}");
+    // a body that nobody waits for
+    let large = " ".repeat(100_000);
+    let url = format!("http://{}/stocks", replica.http);
+    let upload = http_client().unwrap().post(&url).body(large).send().await;
+    if let Ok(refused) = upload {
+        assert_eq!(refused.status().as_u16(), 429);
+    }
+    let mut loms = client(&replica).await;
+    let refused = loms.stocks(StocksRequest { sku: 7 }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "both doors");
+    assert!(began.elapsed() < Duration::from_secs(5), "at once");
+    let url = format!("http://{}/metrics", replica.http);
+    let metrics = http_client().unwrap().get(&url).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    let counted = metrics.lines().any(|line| {
+        line.starts_with("loms_histogram_response_time_seconds_count{")
+            && line.contains("method=\"/loms.Loms/Stocks\"")
+            && line.contains("status=\"ResourceExhausted\"")
+    });
+    assert!(counted, "{metrics}");
+
+    one.write_all(REST).await.unwrap();
+    let mut heard = String::new();
+    one.read_to_string(&mut heard).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 200"), "{heard}");
+    assert_eq!(ask().await.0, 200, "its place is free again");
+    drop(other);
     replica.stop().await;
     stack.stop().await.unwrap();
 }
