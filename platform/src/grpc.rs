@@ -18,12 +18,14 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     config::Limits,
+    drain::{Held, Pieces},
     error::{Code, Fault, go_name},
     telemetry,
 };
@@ -74,7 +76,8 @@ pub struct Guard(Arc<Shared>);
 
 struct Shared {
     in_flight: Arc<Semaphore>,
-    limit: usize,
+    /// Holds a token for each answer, until its last byte.
+    answers: TaskTracker,
     request_timeout: Duration,
     metrics: Metrics,
 }
@@ -83,7 +86,7 @@ impl Guard {
     pub fn new(service: &'static str, limits: &Limits) -> Guard {
         Guard(Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
-            limit: limits.in_flight,
+            answers: TaskTracker::new(),
             request_timeout: limits.request_timeout,
             metrics: Metrics::of(service),
         }))
@@ -95,11 +98,15 @@ impl Guard {
         Admission(permit.ok().map(Arc::new))
     }
 
-    /// Resolves when no call is in progress. Polled: a waiter in the semaphore would turn late calls away.
+    /// Taken when a call begins, dropped when its answer has been sent.
+    pub(crate) fn answer(&self) -> TaskTrackerToken {
+        self.0.answers.token()
+    }
+
+    /// Resolves when every call that has begun has its answer. Calls may begin meanwhile, and after.
     pub(crate) async fn idle(&self) {
-        while self.0.in_flight.available_permits() < self.0.limit {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.0.answers.close();
+        self.0.answers.wait().await;
     }
 
     /// The service behind the door; clone it for the in-process client of the HTTP side.
@@ -190,10 +197,13 @@ where
 {
     let method = request.uri().path().to_owned();
     let (started, trace_id) = (Instant::now(), telemetry::trace_id());
+    let answer = shared.answers.token();
     let response = bounded(&shared, inner, request).await;
+    // a reader who takes his time holds up a stop, and nobody's call
     drop(permit);
     record_code(&Span::current(), code_of(response.headers()));
-    Ok(shared.finish(&method, started, &trace_id, response))
+    let response = shared.finish(&method, started, &trace_id, response);
+    Ok(response.map(|body| Body::new(Held::new(Pieces::of(body), answer))))
 }
 
 impl Shared {

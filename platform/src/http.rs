@@ -6,7 +6,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use axum::{
     Extension, Router,
     body::{Body, HttpBody as _},
-    extract::{MatchedPath, Request},
+    extract::{MatchedPath, Request, State},
     middleware::Next,
     response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
@@ -21,7 +21,9 @@ use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     config::Limits,
-    docs, error,
+    docs,
+    drain::{Answering, Held, Unsent},
+    error,
     grpc::{Guard, TRACE_ID},
     readiness::Health,
     telemetry,
@@ -272,11 +274,11 @@ pub(crate) fn router(
         .route("/readyz", get(ready))
         .fallback(not_found)
         .layer(Extension(Door {
-            guard,
+            guard: guard.clone(),
             body_bytes: limits.body_bytes,
             body_time: limits.request_timeout,
         }))
-        .layer(axum::middleware::from_fn(traced))
+        .layer(axum::middleware::from_fn_with_state(guard, traced))
 }
 
 async fn metrics() -> Response {
@@ -293,7 +295,9 @@ async fn metrics() -> Response {
         .into_response()
 }
 
-async fn traced(request: Request, next: Next) -> Response {
+async fn traced(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let unsent = request.extensions_mut().remove::<Unsent>();
+    let answering = Answering::new(guard.answer(), unsent.unwrap_or_default());
     let span = span_of(&request);
     if let Some(parent) = request
         .headers()
@@ -309,7 +313,7 @@ async fn traced(request: Request, next: Next) -> Response {
         span.record("otel.status_code", "ERROR");
     }
     stamp(response.headers_mut(), &trace_id);
-    response
+    response.map(|body| Body::new(Held::new(body, answering)))
 }
 
 fn span_of(request: &Request) -> Span {

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod config;
 mod docs;
+mod drain;
 pub mod error;
 mod gelf;
 pub mod grpc;

@@ -14,7 +14,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::{config::Limits, tasks};
+use crate::{
+    config::Limits,
+    drain::{Socket, Unsent},
+    tasks,
+};
 
 /// hyper refuses less, whatever the headers are.
 const LEAST_BUFFER: usize = 8192;
@@ -46,11 +50,16 @@ pub(crate) async fn serve_http(
         };
         // answers are small and whole: waiting to fill a packet only delays them
         stream.set_nodelay(true).ok();
+        let unsent = Unsent::default();
+        let socket = Socket::new(stream, unsent.clone());
         let service = router
             .clone()
-            .map_request(|request: hyper::Request<Incoming>| request.map(axum::body::Body::new));
+            .map_request(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(unsent.clone());
+                request.map(axum::body::Body::new)
+            });
         let connection = builder
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service))
             .into_owned();
         let connection = connections.watch(connection);
         tasks::spawn(async move {

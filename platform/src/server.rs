@@ -26,7 +26,7 @@ use crate::{
 pub struct Doors {
     /// The business services, guarded; health and reflection are added.
     pub grpc: Routes,
-    /// What they are guarded by: it knows when nothing is in progress.
+    /// What they are guarded by: it knows what is in progress, over HTTP too.
     pub guard: Guard,
     /// The full name of the service that health is asked for, `loms.Loms`.
     pub name: &'static str,
@@ -258,10 +258,10 @@ fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
     })
 }
 
-/// Time for the last answer to leave its socket.
+/// Time for the last answer over gRPC to leave for its socket: where HTTP/2 and TLS keep it, nobody says when it is gone.
 const FLUSH: Duration = Duration::from_millis(250);
 
-/// Resolves when every call that was in progress has its answer.
+/// Resolves when every call that was in progress has its answer, a slow reader the last byte of it.
 async fn answered(guard: &Guard) {
     // a call that arrived with the signal is in progress by then
     tokio::time::sleep(FLUSH).await;

@@ -111,6 +111,66 @@ async fn a_call_in_progress_is_answered_and_nobody_else_is_let_in() {
     stack.stop().await.unwrap();
 }
 
+/// More of them than the kernel's buffers take of an answer that lists them: at least 5 MB.
+const WAREHOUSES: i64 = 200_000;
+
+/// What was read of an HTTP answer, its head apart from its body.
+fn parts(answer: &[u8]) -> (&str, &[u8]) {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let end = end.expect("a whole head");
+    let head = std::str::from_utf8(&answer[..end]).unwrap();
+    (head, &answer[end + 4..])
+}
+
+#[tokio::test]
+async fn a_slow_reader_and_a_slow_writer_are_waited_for() {
+    let stack = loms().await;
+    let mut db = PgConnection::connect(stack.database("loms").unwrap())
+        .await
+        .unwrap();
+    let many = "INSERT INTO loms.stock (warehouse_id, sku, count) SELECT id, 77, 1 FROM generate_series(1, $1) AS id";
+    let many = sqlx::query(many).bind(WAREHOUSES).execute(&mut db).await;
+    many.unwrap();
+    let settings = json!({"shutdown_grace": "20s", "postgres": {"statement_timeout": "20s"},
+        "limits": {"request_timeout": "20s"}});
+    let mut replica = Replica::start(&stack, &settings).await;
+
+    // reads a little, then nothing for a while
+    let mut reader = TcpStream::connect(replica.http).await.unwrap();
+    let question = b"POST /stocks HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{\"sku\":77}";
+    reader.write_all(question).await.unwrap();
+    let mut answer = vec![0; 1024];
+    reader.read_exact(&mut answer).await.unwrap();
+    let mut writer = TcpStream::connect(replica.http).await.unwrap();
+    let head =
+        b"POST /stocks HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    writer.write_all(head).await.unwrap();
+    let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    writer.read_exact(&mut go_on).await.unwrap();
+
+    replica.signal(Signal::SIGTERM);
+    // far longer than it takes to end with nothing in progress
+    let ended = tokio::time::timeout(Duration::from_millis(1_500), replica.ended()).await;
+    assert!(ended.is_err(), "ended before its answers: {ended:?}");
+    writer.write_all(b"{\"sku\":7}").await.unwrap();
+    let mut heard = Vec::new();
+    writer.read_to_end(&mut heard).await.unwrap();
+    assert!(parts(&heard).0.starts_with("HTTP/1.1 200"), "{heard:?}");
+
+    let ended = tokio::time::timeout(Duration::from_millis(1_000), replica.ended()).await;
+    assert!(ended.is_err(), "ended before its answer: {ended:?}");
+    reader.read_to_end(&mut answer).await.unwrap();
+    let (head, body) = parts(&answer);
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let stocks: Value = serde_json::from_slice(body).expect("a whole answer");
+    assert_eq!(
+        stocks["stocks"].as_array().unwrap().len(),
+        WAREHOUSES as usize
+    );
+    assert_eq!(replica.ended().await.code(), Some(0));
+    stack.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let stack = loms().await;
