@@ -174,7 +174,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of the headers of one call.
     pub header_bytes: u32,
-    /// An HTTP/1 connection that is silent for so long is closed; an HTTP/2 one is asked whether somebody is there.
+    /// An HTTP/1 connection that is silent for so long is closed, and so is one that has not finished its TLS handshake; an
+    /// HTTP/2 one is asked whether somebody is there.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
 }

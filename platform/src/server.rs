@@ -13,7 +13,7 @@ use tonic::{
 use tonic_health::{ServingStatus, pb::health_server::HealthServer};
 
 use crate::{
-    config::{ClientAuth, Common, Limits, TlsConfig},
+    config::{ClientAuth, Common, Limits},
     error::StartError,
     grpc::Guard,
     http, listen, pg,
@@ -21,6 +21,9 @@ use crate::{
     tasks::Tasks,
     telemetry::FLUSH_BOUND,
 };
+
+/// A peer that is gone without a word is found out by the kernel, whatever state the connection is in.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// What is behind the doors of a service.
 pub struct Doors {
@@ -55,7 +58,7 @@ impl Server {
         check(common)?;
         let server = Server {
             service,
-            tls: tls(service, &common.tls)?,
+            tls: tls(service, common)?,
             grpc: listen("grpc.listen", common.grpc.listen).await?,
             http: listen("http.listen", common.http.listen).await?,
             limits: common.limits.clone(),
@@ -143,14 +146,16 @@ impl Server {
         closing: CancellationToken,
     ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
         let mut builder = tonic::transport::Server::builder()
-            .tcp_keepalive(Some(Duration::from_secs(15)))
             .http2_keepalive_interval(Some(self.limits.idle_timeout))
             .http2_keepalive_timeout(Some(listen::PING_BOUND))
             .http2_max_header_list_size(self.limits.header_bytes);
         if let Some(tls) = self.tls {
             builder = builder.tls_config(tls)?;
         }
-        let incoming = TcpIncoming::from(self.grpc).with_nodelay(Some(true));
+        // the builder's own settings of this kind are for sockets that it has bound
+        let incoming = TcpIncoming::from(self.grpc)
+            .with_nodelay(Some(true))
+            .with_keepalive(Some(TCP_KEEPALIVE));
         let grpc = builder
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
@@ -224,13 +229,16 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, S
     })
 }
 
-fn tls(service: &str, config: &TlsConfig) -> Result<Option<ServerTlsConfig>, StartError> {
+fn tls(service: &str, common: &Common) -> Result<Option<ServerTlsConfig>, StartError> {
+    let config = &common.tls;
     if !config.enabled {
         return Ok(None);
     }
     let (cert, key) = config.identity(service);
     let identity = Identity::from_pem(pem("tls.cert", &cert)?, pem("tls.key", &key)?);
-    let mut tls = ServerTlsConfig::new().identity(identity);
+    let mut tls = ServerTlsConfig::new()
+        .identity(identity)
+        .timeout(common.limits.idle_timeout);
     if config.client_auth != ClientAuth::None {
         let ca = config.client_ca.as_ref().unwrap_or(&config.ca);
         tls = tls

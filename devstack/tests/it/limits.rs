@@ -194,6 +194,31 @@ async fn who_says_nothing_is_not_waited_for() {
     stack.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn who_begins_no_handshake_is_not_waited_for() {
+    let options = Options {
+        quiet: true,
+        services: &["loms"],
+        ..Options::new(binaries().await)
+    };
+    let stack = Stack::start(&options).await.unwrap();
+    let replica = Replica::start(&stack, &json!({"limits": {"idle_timeout": "1s"}})).await;
+    // the head of a ClientHello of 512 bytes, of which none comes
+    let (nothing, begun) = tokio::join!(
+        silent_after("nothing", replica.grpc, b""),
+        silent_after("begun", replica.grpc, b"\x16\x03\x01\x02\x00"),
+    );
+    for (said, took) in [nothing, begun] {
+        assert!(said.is_empty(), "{said}");
+        assert!(took >= IDLE - Duration::from_millis(50), "{took:?}");
+        assert!(took < IDLE + Duration::from_secs(3), "{took:?}");
+    }
+    let mut loms = replica.stranger();
+    loms.stocks(StocksRequest { sku: 7 }).await.unwrap();
+    replica.stop().await;
+    stack.stop().await.unwrap();
+}
+
 /// Half a request, which is being read; its other half is [`REST`].
 async fn half_sent(replica: &Replica) -> TcpStream {
     let mut stream = TcpStream::connect(replica.http).await.unwrap();
