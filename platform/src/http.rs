@@ -25,6 +25,7 @@ use crate::{
     drain::{Answering, Held, Unsent},
     error,
     grpc::{Guard, TRACE_ID},
+    json::message,
     readiness::Health,
     telemetry,
 };
@@ -180,36 +181,6 @@ fn close(response: &mut Response) {
     response.headers_mut().insert(header::CONNECTION, close);
 }
 
-/// Reads a request as grpc-gateway does: nothing is `{}`, nulls are absent, `1.0` and `1e2` are integers.
-fn message<Req: DeserializeOwned>(body: &[u8]) -> Result<Req, serde_json::Error> {
-    let mut value = match body.trim_ascii() {
-        [] => json!({}),
-        text => serde_json::from_slice(text)?,
-    };
-    normalise(&mut value);
-    serde_json::from_value(value)
-}
-
-fn normalise(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|_, field| !field.is_null());
-            fields.values_mut().for_each(normalise);
-        }
-        Value::Array(items) => items.iter_mut().for_each(normalise),
-        Value::Number(number) => {
-            // beyond 2^53 a float is no longer one integer; proto3 JSON sends those as strings
-            if let Some(float) = number.as_f64().filter(|_| number.is_f64())
-                && float.fract() == 0.0
-                && float.abs() <= 9_007_199_254_740_992.0
-            {
-                *value = json!(float as i64);
-            }
-        }
-        _ => {}
-    }
-}
-
 fn reply(status: StatusCode, body: &Value) -> Response {
     let mut response = (status, body.to_string()).into_response();
     response.headers_mut().insert(
@@ -345,28 +316,4 @@ fn stamp(headers: &mut HeaderMap, trace_id: &str) {
     }
     let grpc = HeaderValue::from_static("application/grpc");
     headers.insert(HeaderName::from_static("grpc-metadata-content-type"), grpc);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(body: &str) -> Result<Value, serde_json::Error> {
-        message(body.as_bytes())
-    }
-
-    #[test]
-    fn bodies_are_read_as_grpc_gateway_reads_them() {
-        assert_eq!(read("").unwrap(), json!({}));
-        assert_eq!(read(" \n").unwrap(), json!({}));
-        assert_eq!(
-            read(r#"{"a":1.0,"b":[1e2,{"c":null}],"d":null}"#).unwrap(),
-            json!({"a":1,"b":[100,{}]})
-        );
-        assert_eq!(
-            read(r#"{"a":1.5,"b":1e300}"#).unwrap(),
-            json!({"a":1.5,"b":1e300})
-        );
-        assert!(read("{").is_err());
-    }
 }

@@ -9,6 +9,7 @@ pub mod error;
 mod gelf;
 pub mod grpc;
 pub mod http;
+mod json;
 pub mod kafka;
 mod listen;
 mod log;
