@@ -1,7 +1,7 @@
 //! JSON over HTTP as grpc-gateway v2 speaks it. A route turns the body into the message, calls the same gRPC service in
 //! process, and turns the answer back, so that both doors share one set of layers.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
 };
+use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt as _;
 use prometheus::{Encoder as _, TextEncoder};
@@ -278,7 +279,15 @@ async fn traced(State(guard): State<Guard>, mut request: Request, next: Next) ->
         telemetry::set_parent(&span, parent);
     }
     let trace_id = span.in_scope(telemetry::trace_id);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let answer = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind();
+    // what panics inside the guard has its answer from there; logged and counted by the hook of the process, as there
+    let mut response = answer.await.unwrap_or_else(|_panic| {
+        problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            tonic::Code::Internal,
+            "internal error",
+        )
+    });
     span.record("http.status", response.status().as_u16());
     if response.status().is_server_error() {
         span.record("otel.status_code", "ERROR");
@@ -316,4 +325,45 @@ fn stamp(headers: &mut HeaderMap, trace_id: &str) {
     }
     let grpc = HeaderValue::from_static("application/grpc");
     headers.insert(HeaderName::from_static("grpc-metadata-content-type"), grpc);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{listen, tasks};
+
+    #[tokio::test]
+    async fn a_panic_in_a_route_is_an_answer_and_the_connection_lives() {
+        let guard = Guard::new("routes", &Limits::default());
+        let router = Router::new()
+            .route("/broken", get(async || -> StatusCode { panic!("broken") }))
+            .route("/whole", get(async || "whole"))
+            .layer(axum::middleware::from_fn_with_state(guard, traced));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let closing = CancellationToken::new();
+        let door = listen::serve_http(listener, router, Limits::default(), closing.clone());
+        let door = tasks::spawn(door);
+
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let calls = "GET /broken HTTP/1.1\r\nhost: x\r\n\r\n\
+                     GET /whole HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        client.write_all(calls.as_bytes()).await.unwrap();
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).await.unwrap();
+        let (broken, whole) = heard.split_once("HTTP/1.1 200 OK").expect(&heard);
+        assert!(broken.starts_with("HTTP/1.1 500"), "{heard}");
+        assert!(broken.contains("\r\nx-trace-id: "), "{heard}");
+        let body = r#"{"code":13,"message":"internal error","details":[]}"#;
+        assert!(broken.ends_with(body), "{heard}");
+        assert!(whole.ends_with("whole"), "{heard}");
+        closing.cancel();
+        door.await.unwrap();
+    }
 }
