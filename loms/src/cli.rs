@@ -1,6 +1,6 @@
 //! `loms serve|migrate|stock receive|audit`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, pin::pin, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use loms::{App, Config, MIGRATOR};
@@ -73,8 +73,11 @@ async fn serve(config: Config, args: ServeArgs) -> anyhow::Result<()> {
     #[cfg(feature = "failpoints")]
     let _crash_points = fail::FailScenario::setup();
     let telemetry = telemetry::init("loms", &config.log, &config.jaeger, &config.graylog)?;
-    let shutdown = process::shutdown_signal(args.stop_on_stdin_close)?;
-    let app = App::bind(config).await?;
+    let mut shutdown = pin!(process::shutdown_signal(args.stop_on_stdin_close)?);
+    let Some(app) = process::start(shutdown.as_mut(), App::bind(config)).await? else {
+        telemetry.shutdown().await;
+        return Ok(());
+    };
     process::announce("loms", app.grpc_addr(), app.http_addr());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;

@@ -1,6 +1,6 @@
 //! Puts the service together: sockets, pools and clients are opened by `bind`, before anything is served.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use platform::{
     error::StartError,
@@ -111,8 +111,11 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
     #[cfg(feature = "failpoints")]
     let _crash_points = fail::FailScenario::setup();
     let telemetry = telemetry::init(SERVICE, &config.log, &config.jaeger, &config.graylog)?;
-    let shutdown = process::shutdown_signal(stop_on_stdin_close)?;
-    let app = App::bind(config).await?;
+    let mut shutdown = pin!(process::shutdown_signal(stop_on_stdin_close)?);
+    let Some(app) = process::start(shutdown.as_mut(), App::bind(config)).await? else {
+        telemetry.shutdown().await;
+        return Ok(());
+    };
     process::announce(SERVICE, app.grpc_addr(), app.http_addr());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;

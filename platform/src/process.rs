@@ -94,6 +94,23 @@ pub fn shutdown_signal(stop_on_stdin_close: bool) -> std::io::Result<impl Future
     })
 }
 
+/// Starts something unless `shutdown` comes first, which answers none: a database that says nothing must not hold a process
+/// that was told to go.
+///
+/// # Errors
+/// The start's own.
+pub async fn start<T, E>(
+    shutdown: impl Future<Output = ()>,
+    start: impl Future<Output = Result<T, E>>,
+) -> Result<Option<T>, E> {
+    tokio::select! {
+        // a start that is done is not thrown away
+        biased;
+        started = start => started.map(Some),
+        () = shutdown => Ok(None),
+    }
+}
+
 async fn stdin_closed() {
     let (mut stdin, mut buffer) = (tokio::io::stdin(), [0_u8; 256]);
     while !matches!(stdin.read(&mut buffer).await, Ok(0) | Err(_)) {}

@@ -3,10 +3,10 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use devstack::{certs, clients::channel, stack::Stack};
@@ -48,23 +48,37 @@ impl Replica {
 
     /// What one says that does not start with `settings`.
     pub(crate) async fn refused(stack: &Stack, settings: &Value) -> Output {
-        let output = Command::new(binaries().await.service("loms").unwrap())
-            .args(["serve", "--stop-on-stdin-close", "--config"])
-            .arg(configure(stack, settings))
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .output();
+        let mut command = serve(&configure(stack, settings)).await;
+        let output = command.stdin(Stdio::null()).output();
         let output = tokio::time::timeout(END_BOUND, output).await;
         output.expect("an end").unwrap()
     }
 
+    /// One that is told to go with `signal` once `starting` has come to its end: how it ends, and how soon.
+    pub(crate) async fn stopped_while(
+        stack: &Stack,
+        settings: &Value,
+        signal: Signal,
+        starting: impl Future<Output = ()>,
+    ) -> (ExitStatus, Duration) {
+        let mut command = serve(&configure(stack, settings)).await;
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        // kept apart, as in a replica
+        let _stdin = child.stdin.take();
+        let starting = tokio::time::timeout(END_BOUND, starting).await;
+        starting.expect("it starts");
+        let began = Instant::now();
+        let pid = child.id().expect("it runs");
+        kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+        let ended = tokio::time::timeout(END_BOUND, child.wait()).await;
+        (ended.expect("an end").unwrap(), began.elapsed())
+    }
+
     async fn run(config: PathBuf, ca: PathBuf) -> Replica {
-        let mut child = Command::new(binaries().await.service("loms").unwrap())
-            .args(["serve", "--stop-on-stdin-close", "--config"])
-            .arg(&config)
+        let mut child = serve(&config)
+            .await
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -140,7 +154,7 @@ impl Replica {
     }
 
     /// A caller over TLS who shows the operator's certificate of a set.
-    pub(crate) fn operator(&self, set: &std::path::Path) -> LomsClient<Channel> {
+    pub(crate) fn operator(&self, set: &Path) -> LomsClient<Channel> {
         let read = |file: PathBuf| std::fs::read(file).unwrap();
         let identity = Identity::from_pem(
             read(certs::cert(set, certs::OPERATOR)),
@@ -153,6 +167,16 @@ impl Replica {
         let ca = Certificate::from_pem(std::fs::read(&self.ca).unwrap());
         ClientTlsConfig::new().ca_certificate(ca)
     }
+}
+
+/// The command that serves with `config`.
+async fn serve(config: &Path) -> Command {
+    let mut command = Command::new(binaries().await.service("loms").unwrap());
+    command
+        .args(["serve", "--stop-on-stdin-close", "--config"])
+        .arg(config)
+        .kill_on_drop(true);
+    command
 }
 
 /// A file for a process beside the stack's own.

@@ -256,6 +256,25 @@ async fn nothing_that_hangs_keeps_it_beyond_its_grace() {
 }
 
 #[tokio::test]
+async fn a_start_that_waits_for_a_silent_database_can_be_ended() {
+    let stack = loms().await;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        // accepts, and says nothing
+        let database = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = database.local_addr().unwrap();
+        let connection = format!("postgres://loms:loms@{address}/loms");
+        let settings = json!({"postgres": {"connection_string": connection}});
+        let mut asked = None;
+        let starting = async { asked = Some(database.accept().await.unwrap()) };
+        let (ended, took) = Replica::stopped_while(&stack, &settings, signal, starting).await;
+        assert!(asked.is_some());
+        assert_eq!(ended.code(), Some(0), "{signal}: {ended}");
+        assert!(took < Duration::from_secs(3), "{signal}: {took:?}");
+    }
+    stack.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn every_wrong_setting_is_one_line_and_exit_code_64() {
     let stack = loms().await;
     let wrong: [(Value, &str); 16] = [
