@@ -90,6 +90,26 @@ fn services_are_told_where_their_neighbours_are() {
 }
 
 #[test]
+fn the_operator_can_show_who_he_is() {
+    let compose = Compose::load("docker-compose.yaml");
+    let loms = configuration(compose.service("loms"));
+    assert_eq!(loms["tls"]["client_auth"], "optional");
+    // what signs the set that the one-shot makes is what LOMS verifies callers by
+    let made = compose.service("certs");
+    assert_eq!(made.list("command"), ["certs", "--dir=certs"]);
+    let volume = made.volumes()[0].0;
+    let mounted = compose.service("loms").volumes();
+    assert!(mounted.contains(&(volume, "/app/certs", "ro")));
+    assert_eq!(loms["tls"]["client_ca"], "certs/ca.pem");
+    assert!(devstack::certs::owners().any(|owner| owner == devstack::certs::OPERATOR));
+    let example: serde_yaml::Value =
+        serde_yaml::from_str(&read("loms/config.example.yaml")).unwrap();
+    let alone =
+        crate::deployments::expand(example["tls"]["client_auth"].as_str().unwrap(), &|_| None);
+    assert_eq!(alone, "none", "who sets nothing asks nobody");
+}
+
+#[test]
 fn databases_are_made_as_the_services_name_them() {
     let compose = Compose::load("docker-compose.yaml");
     for name in ["checkout", "loms", "notifications"] {
