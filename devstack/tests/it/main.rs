@@ -44,6 +44,7 @@ mod restarts;
 mod rolling;
 mod stopping;
 mod tls;
+mod topics;
 mod traces;
 
 mod model;
