@@ -275,3 +275,33 @@ fn brokers_find_each_other_and_keep_what_they_acknowledge() {
     }
     assert_eq!((ids.len(), clusters.len()), (3, 1));
 }
+
+#[test]
+fn the_runbooks_commands_find_what_they_name() {
+    let runbook = read("docs/runbook.md");
+    let dc = runbook.lines().find(|line| line.starts_with("dc() {"));
+    let dc = dc.expect("what dc is");
+    assert!(dc.contains(" --env-file deployments/.env "), "{dc}");
+    let files = Compose::all();
+    for compose in &files {
+        let file = format!(" -f deployments/{} ", compose.name);
+        assert!(dc.contains(&file), "{dc}");
+    }
+    let known = files.iter().flat_map(Compose::services);
+    let known: BTreeSet<_> = known.map(|service| service.name).collect();
+    let mut named = 0;
+    for command in runbook.split("`dc ").skip(1) {
+        let command = command.split('`').next().unwrap();
+        let mut words = command.split_whitespace();
+        let verb = words.next().unwrap();
+        assert!(["exec", "logs", "ps", "up"].contains(&verb), "{command}");
+        // options first, their numbers with them
+        let service = words.find(|word| !word.starts_with('-') && word.parse::<u32>().is_err());
+        // `<service>` is for the reader to fill in
+        if let Some(service) = service.filter(|service| !service.starts_with('<')) {
+            assert!(known.contains(service), "{command}");
+            named += 1;
+        }
+    }
+    assert!(named >= 5, "{named}");
+}
