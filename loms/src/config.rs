@@ -227,6 +227,8 @@ mod tests {
         assert_eq!(shown(&example.outbox), shown(&OutboxConfig::default()));
         assert_eq!(shown(&example.kafka), shown(&KafkaConfig::default()));
         assert_eq!(shown(&example.limits), shown(&Limits::default()));
+        // whoever copies it opens no plaintext door to the network
+        assert!(example.http.listen.ip().is_loopback());
         assert_eq!(example.shutdown_grace, defaults::shutdown_grace());
     }
 }

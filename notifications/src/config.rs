@@ -212,5 +212,7 @@ mod tests {
             )
         };
         assert_eq!(sections(&example), sections(&smallest));
+        // whoever copies it opens no plaintext door to the network
+        assert!(example.http.listen.ip().is_loopback());
     }
 }
