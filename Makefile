@@ -9,6 +9,8 @@ SECONDS ?= 120
 COMPOSE = COMPOSE_IGNORE_ORPHANS=true docker compose --env-file deployments/.env
 SERVICES = -f deployments/docker-compose.yaml
 LOGS = -f deployments/docker-compose.logs.yaml
+# ends with the one-shot's exit code, which up --detach does not wait for; its own tries are bounded
+INPUTS_MADE = test "$$(docker wait $$($(COMPOSE) $(LOGS) ps --all --quiet graylog-inputs))" = 0
 
 .PHONY: help demo up test replay chaos bench certs build check fmt doc migrate migration run-log-env run-services stop advisories
 .DEFAULT_GOAL := help
@@ -59,7 +61,7 @@ deployments/.env: # once: it holds the passwords that the volumes were made with
 	@umask 077 && deployments/new-env >$@.part && mv $@.part $@ && echo "wrote $@, with random passwords"
 
 run-log-env: deployments/.env ## docker compose: Graylog, Jaeger, Prometheus, Grafana
-	$(COMPOSE) $(LOGS) up --detach
+	$(COMPOSE) $(LOGS) up --detach && { $(INPUTS_MADE) || { $(COMPOSE) $(LOGS) logs --tail 5 graylog-inputs; exit 1; }; }
 
 run-services: deployments/.env ## docker compose: the services, their databases, Kafka, the ProductService stand-in
 	$(COMPOSE) $(SERVICES) up --detach --build --wait && $(COMPOSE) $(SERVICES) cp loms:/app/certs/ca.pem certs/compose-ca.pem

@@ -30,6 +30,7 @@ mod gelf;
 mod graylog;
 mod images;
 mod limits;
+mod make;
 mod metrics;
 mod migrations;
 mod monitoring;

@@ -1,0 +1,59 @@
+//! What the Makefile's targets for docker compose ask of docker, with one that only notes what it is asked.
+
+use std::{env, ffi::OsString, fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use tokio::process::Command;
+
+use crate::deployments::root;
+
+/// Has one container, which ends with the exit code `INPUTS`.
+const DOCKER: &str = r#"#!/bin/sh
+echo "docker $*" >>"${0%/*}/asked"
+case " $* " in
+*" ps "*) echo c0ffee ;;
+" wait c0ffee ") echo "$INPUTS" ;;
+esac
+"#;
+
+fn program(bin: &Path, name: &str, text: &str) {
+    let file = bin.join(name);
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// Whether `make TARGET` is content, and what it has asked for.
+async fn make(target: &str, inputs: &str) -> (bool, Vec<String>) {
+    let bin = tempfile::tempdir().unwrap();
+    program(bin.path(), "docker", DOCKER);
+    let mut path = OsString::from(bin.path());
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap());
+    // of the make that runs this test it must know nothing; the file of passwords is not written
+    let output = Command::new("make")
+        .args(["-o", "deployments/.env", target])
+        .current_dir(root())
+        .env_clear()
+        .env("PATH", path)
+        .env("INPUTS", inputs)
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let asked = fs::read_to_string(bin.path().join("asked"));
+    let asked = asked.unwrap_or_else(|error| panic!("nothing was asked, {error}: {said}"));
+    let asked = asked.lines().map(str::to_owned).collect();
+    (output.status.success(), asked)
+}
+
+#[tokio::test]
+async fn inputs_that_could_not_be_made_fail_the_target() {
+    let (content, asked) = make("run-log-env", "0").await;
+    assert!(content, "{asked:?}");
+    assert!(asked[0].ends_with(" up --detach"), "{asked:?}");
+    assert_eq!(asked.last().unwrap(), "docker wait c0ffee");
+
+    let (content, asked) = make("run-log-env", "1").await;
+    assert!(!content, "{asked:?}");
+    let shown = asked.last().unwrap();
+    assert!(shown.ends_with(" logs --tail 5 graylog-inputs"), "{shown}");
+}
