@@ -7,6 +7,9 @@ CONCURRENCY ?= 1
 SECONDS ?= 120
 
 COMPOSE = COMPOSE_IGNORE_ORPHANS=true docker compose --env-file deployments/.env
+# containers read what is mounted as users of their own; a clone made under umask 077 would keep it from them
+MOUNTED = $(wildcard */config.example.yaml deployments/*/)
+READABLE = chmod -R a+rX $(MOUNTED)
 SERVICES = -f deployments/docker-compose.yaml
 LOGS = -f deployments/docker-compose.logs.yaml
 # ends with the one-shot's exit code, which up --detach does not wait for; its own tries are bounded
@@ -61,10 +64,10 @@ deployments/.env: # once: it holds the passwords that the volumes were made with
 	@umask 077 && deployments/new-env >$@.part && mv $@.part $@ && echo "wrote $@, with random passwords"
 
 run-log-env: deployments/.env ## docker compose: Graylog, Jaeger, Prometheus, Grafana
-	$(COMPOSE) $(LOGS) up --detach && { $(INPUTS_MADE) || { $(COMPOSE) $(LOGS) logs --tail 5 graylog-inputs; exit 1; }; }
+	$(READABLE); $(COMPOSE) $(LOGS) up --detach && { $(INPUTS_MADE) || { $(COMPOSE) $(LOGS) logs --tail 5 graylog-inputs; exit 1; }; }
 
 run-services: deployments/.env ## docker compose: the services, their databases, Kafka, the ProductService stand-in
-	$(COMPOSE) $(SERVICES) up --detach --build --wait && $(COMPOSE) $(SERVICES) cp loms:/app/certs/ca.pem certs/compose-ca.pem
+	$(READABLE); $(COMPOSE) $(SERVICES) up --detach --build --wait && $(COMPOSE) $(SERVICES) cp loms:/app/certs/ca.pem certs/compose-ca.pem
 
 stop: deployments/.env ## docker compose: stop all of it; the volumes stay
 	$(COMPOSE) $(SERVICES) $(LOGS) down

@@ -294,7 +294,10 @@ fn the_runbooks_commands_find_what_they_name() {
         let command = command.split('`').next().unwrap();
         let mut words = command.split_whitespace();
         let verb = words.next().unwrap();
-        assert!(["exec", "logs", "ps", "up"].contains(&verb), "{command}");
+        assert!(
+            ["exec", "logs", "ps", "run", "up"].contains(&verb),
+            "{command}"
+        );
         // options first, their numbers with them
         let service = words.find(|word| !word.starts_with('-') && word.parse::<u32>().is_err());
         // `<service>` is for the reader to fill in
