@@ -35,6 +35,8 @@ const FROM_THE_START: [(Door, &[&str]); 3] = [
             "loms_orders_total{status=\"cancelled\"}",
             "loms_placement_batch_orders_count",
             "loms_placement_queue_orders",
+            "loms_payment_batch_orders_count",
+            "loms_payment_queue_orders",
             "loms_outbox_rows",
             "loms_outbox_oldest_age_seconds",
             "loms_outbox_sent_total",
