@@ -95,11 +95,21 @@ async fn more_than_the_limits_is_refused_and_the_next_call_is_not() {
     let (status, answer) = post(&replica, "/stocks", " ".repeat(BODY + 1)).await;
     assert_eq!((status, &answer["code"]), (413, &json!(8)), "{answer}");
 
-    let mut long = Request::new(StocksRequest { sku: 7 });
-    let value = MetadataValue::try_from("x".repeat(10_000)).unwrap();
-    long.metadata_mut().insert("x-long", value);
-    let refused = loms.stocks(long).await.unwrap_err();
-    println!("gRPC, 10,000 bytes of headers: {refused:?}");
+    let with_header = |bytes: usize| {
+        let mut request = Request::new(StocksRequest { sku: 7 });
+        let value = MetadataValue::try_from("x".repeat(bytes)).unwrap();
+        request.metadata_mut().insert("x-long", value);
+        request
+    };
+    loms.stocks(with_header(8_000)).await.unwrap();
+    let refused = loms.stocks(with_header(10_000)).await.unwrap_err();
+    // HTTP/2's own 431 and a reset of the stream; a client makes of it what it sees first. The service knows nothing of it
+    let codes = [Code::Unknown, Code::Internal];
+    assert!(codes.contains(&refused.code()), "{refused:?}");
+    assert!(
+        refused.metadata().get("x-trace-id").is_none(),
+        "{refused:?}"
+    );
     let url = format!("http://{}/stocks", replica.http);
     let long = http_client()
         .unwrap()
