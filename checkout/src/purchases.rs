@@ -181,6 +181,22 @@ impl Purchases {
     /// # Errors
     /// It stays open, to be tried again later.
     pub async fn finish(&self, id: Uuid, driver: &Driver) -> Result<Outcome, Error> {
+        let mut attempts = 0;
+        let ended = self.drive(id, driver, &mut attempts).await;
+        match (&ended, &driver.caller_left) {
+            (Ok(_), _) => {}
+            // the database is in trouble, and the caller's answer does not wait for it twice
+            (Err(Error::Database(_)), Some(_)) => {
+                let this = self.clone();
+                self.tasks
+                    .detach(async move { this.postpone(id, attempts).await });
+            }
+            (Err(_), _) => self.postpone(id, attempts).await,
+        }
+        ended
+    }
+
+    async fn drive(&self, id: Uuid, driver: &Driver, attempts: &mut u32) -> Result<Outcome, Error> {
         loop {
             let purchase = match self.load(id).await? {
                 Some(Loaded::Closed { outcome, told }) => {
@@ -200,16 +216,10 @@ impl Purchases {
                 }
                 None => return Err(Error::PurchaseGone),
             };
-            match self.ask(&purchase, driver.deadline).await {
-                Ok(outcome) => {
-                    if self.close(&purchase, &outcome, driver).await? {
-                        return Ok(outcome);
-                    }
-                }
-                Err(error) => {
-                    self.postpone(&purchase).await;
-                    return Err(error);
-                }
+            *attempts = purchase.attempts;
+            let outcome = self.ask(&purchase, driver.deadline).await?;
+            if self.close(&purchase, &outcome, driver).await? {
+                return Ok(outcome);
             }
         }
     }
@@ -291,13 +301,12 @@ impl Purchases {
     }
 
     /// A purchase that cannot even be put off is due again when its lease ends, so a failure here is only noted.
-    async fn postpone(&self, purchase: &OpenPurchase) {
+    async fn postpone(&self, id: Uuid, attempts: u32) {
         let (first, most) = (self.config.first_backoff, self.config.most_backoff);
-        let wait = purchase::backoff(purchase.attempts, first, most, rand::random());
-        let postpone =
-            async |db: &mut PgConnection| store::recovery::postpone(db, purchase.id, wait).await;
+        let wait = purchase::backoff(attempts, first, most, rand::random());
+        let postpone = async |db: &mut PgConnection| store::recovery::postpone(db, id, wait).await;
         if let Err(error) = self.pool.round(postpone).await {
-            tracing::warn!(purchase.id = %purchase.id, error = %error, "purchase not postponed");
+            tracing::warn!(purchase.id = %id, error = %error, "purchase not postponed");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The worker behind purchases: finishes what calls left open, and sweeps what nobody will ask for again. Any number of
 //! replicas may run it.
 
-use std::time::Duration;
+use std::{future::Future, pin::pin, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use platform::pool::Pool;
@@ -48,13 +48,14 @@ impl Recovery {
         let mut sweep_at = Instant::now();
         let mut finishing = FuturesUnordered::new();
         while !stopping.is_cancelled() {
-            match self.claim(finishing.len()).await {
+            let claim = self.claim(finishing.len());
+            match beside(&mut finishing, claim).await {
                 Ok(due) => finishing.extend(due.into_iter().map(|id| self.finish(id))),
                 Err(error) => error.log(),
             }
             if Instant::now() >= sweep_at {
                 sweep_at = Instant::now() + self.config.sweep_every;
-                if let Err(error) = self.sweep().await {
+                if let Err(error) = beside(&mut finishing, self.sweep()).await {
                     error.log();
                 }
             }
@@ -110,6 +111,22 @@ impl Recovery {
             if swept < SWEEP_ROWS.unsigned_abs() {
                 return Ok(());
             }
+        }
+    }
+}
+
+/// Does `work` while what is being finished goes on. A finish that nobody polls would keep its connection and the cart's
+/// lock, and `work` may need just these.
+async fn beside<T>(
+    finishing: &mut FuturesUnordered<impl Future<Output = ()>>,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            Some(()) = finishing.next() => {}
         }
     }
 }

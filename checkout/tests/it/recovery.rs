@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::json;
 use sqlx::PgPool;
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::{
     loms_stub::Mood,
-    test_app::{TestApp, eventually, no_worker, refused},
+    test_app::{TestApp, eventually, fill, no_worker, refused},
 };
 
 async fn with_cart(pool: PgPool, changes: serde_json::Value) -> TestApp {
@@ -177,6 +179,64 @@ async fn at_most_four_are_finished_at_once(pool: PgPool) {
     finished(&app).await;
     assert_eq!(app.loms.orders().len(), 6);
     assert_eq!(app.loms.most_placing(), 4);
+    app.finish().await;
+}
+
+/// Attempts in vain at all purchases together.
+async fn attempts(app: &TestApp) -> i64 {
+    let attempts = "SELECT sum(attempts) FROM checkout.purchase";
+    sqlx::query_scalar(attempts)
+        .fetch_one(&app.pool)
+        .await
+        .unwrap()
+}
+
+#[sqlx::test]
+async fn a_backlog_is_finished_soon_after_loms_is_back(pool: PgPool) {
+    // what the worker once fails to finish would stay open for an hour
+    let app = TestApp::start_with(pool, no_worker()).await;
+    app.loms.stock(5, 100);
+    for user in 1..=40 {
+        fill(&app.pool, user, &(5..6)).await;
+    }
+    app.loms.mood(Mood::Away);
+    let bought = join_all((1..=40).map(|user| app.purchase(user))).await;
+    assert!(bought.iter().all(Result::is_err));
+    assert_eq!(app.open_purchases().await, 40);
+    app.loms.mood(Mood::Well);
+    let due = "UPDATE checkout.purchase SET next_attempt_at = clock_timestamp(), attempts = 0";
+    sqlx::query(due).execute(&app.pool).await.unwrap();
+    let began = Instant::now();
+    finished(&app).await;
+    // a worker that once waits in vain for a connection has lost a second
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(attempts(&app).await, 0, "finished at the first attempt");
+    assert_eq!(app.loms.orders().len(), 40);
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn a_purchase_that_could_not_be_closed_is_tried_again_soon(pool: PgPool) {
+    let changes = json!({
+        "postgres": {"lock_timeout": "100ms"},
+        "purchases": {"resume_after": "1h"},
+    });
+    let app = with_cart(pool, changes).await;
+    app.loms.mood(Mood::Away);
+    assert_eq!(app.purchase(1).await.unwrap_err().code(), Code::Unavailable);
+    let mut tx = app.pool.begin().await.unwrap();
+    let lock = "SELECT id FROM checkout.cart FOR UPDATE";
+    sqlx::query(lock).execute(&mut *tx).await.unwrap();
+    app.loms.mood(Mood::Well);
+    eventually("it is ordered", async || app.loms.orders().len() == 1).await;
+    let before = attempts(&app).await;
+    let again = async || attempts(&app).await > before;
+    eventually("it is put off because it cannot be closed", again).await;
+    tx.commit().await.unwrap();
+    finished(&app).await;
+    assert_eq!(app.loms.orders().len(), 1);
+    assert_eq!(app.cart(1).await, []);
     app.finish().await;
 }
 
