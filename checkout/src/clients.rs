@@ -2,6 +2,7 @@
 //! and its own errors.
 
 pub mod allowance;
+pub mod flights;
 pub mod loms;
 pub mod products;
 

@@ -5,21 +5,17 @@
 //! behalf; whose slot comes first launches it, and the others leave the line. A launched flight is a task of its own: it
 //! lands in the cache even when all who waited have gone.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use moka::future::Cache;
 use platform::{client::Client, grpc::Deadline, tasks::Tasks};
 use proto::product::{GetProductRequest, product_service_client::ProductServiceClient};
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use super::{
     allowance::{Allowance, Slot},
+    flights::{Flight, Flights, State},
     retry,
 };
 use crate::{cart::Sku, config::ProductsConfig, error::Error, metrics::METRICS};
@@ -27,8 +23,6 @@ use crate::{cart::Sku, config::ProductsConfig, error::Error, metrics::METRICS};
 const NAME: &str = "products";
 /// A request that was given up may be noticed there a little later; until then it counts as one at once.
 const RESET_GRACE: Duration = Duration::from_millis(100);
-/// Flights that nobody waits for any more are forgotten when there are more than this many entries.
-const PRUNE_OVER: usize = 4096;
 
 /// What ProductService knows about a SKU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +43,7 @@ struct Inner {
     allowance: Allowance,
     /// `None` when the config turned it off.
     cache: Option<Cache<Sku, Arc<Product>>>,
-    flights: Mutex<HashMap<Sku, Weak<Flight>>>,
+    flights: Flights<Answer>,
     tasks: Tasks,
     lookup_timeout: Duration,
 }
@@ -58,16 +52,7 @@ struct Inner {
 #[derive(Default)]
 pub struct Turn(tokio::sync::Mutex<()>);
 
-struct Flight {
-    state: watch::Sender<State>,
-}
-
-#[derive(Clone)]
-enum State {
-    Waiting,
-    Launched,
-    Landed(Result<Arc<Product>, Missed>),
-}
+type Answer = Result<Arc<Product>, Missed>;
 
 /// Why there is no product; told to all who waited for the flight.
 #[derive(Clone)]
@@ -92,7 +77,7 @@ impl Products {
             token,
             allowance: Allowance::new(config.per_second, config.at_once, config.arrival_margin),
             cache,
-            flights: Mutex::default(),
+            flights: Flights::default(),
             tasks,
             lookup_timeout: config.lookup_timeout,
         }))
@@ -128,9 +113,9 @@ impl Products {
         }
     }
 
-    async fn fly(&self, sku: Sku, turn: &Turn) -> Result<Arc<Product>, Missed> {
-        let flight = self.0.join(sku);
-        let mut state = flight.state.subscribe();
+    async fn fly(&self, sku: Sku, turn: &Turn) -> Answer {
+        let flight = self.0.flights.join(sku);
+        let mut state = flight.subscribe();
         let took_off = state.wait_for(|state| !matches!(state, State::Waiting));
         let slot = METRICS.product_wait(async {
             let _turn = turn.0.lock().await;
@@ -155,22 +140,14 @@ impl Products {
     }
 
     /// Starts the request, unless another caller's slot came at the same time: then this slot goes to the next in line.
-    fn launch(&self, sku: Sku, flight: &Arc<Flight>, slot: Slot) {
-        let launched = flight.state.send_if_modified(|state| {
-            let waiting = matches!(state, State::Waiting);
-            if waiting {
-                *state = State::Launched;
-            }
-            waiting
-        });
-        if !launched {
+    fn launch(&self, sku: Sku, flight: &Arc<Flight<Answer>>, slot: Slot) {
+        if !flight.launch() {
             return METRICS.product_cache("shared");
         }
         METRICS.product_cache("miss");
         let mut landing = Landing {
             inner: self.0.clone(),
             flight: flight.clone(),
-            sku,
             answer: Err(Missed::Broken("the flight was lost".to_owned())),
         };
         self.0.tasks.detach(async move {
@@ -185,18 +162,13 @@ impl Products {
 /// The end of a flight, also of one that panics: nobody waits for it in vain.
 struct Landing {
     inner: Arc<Inner>,
-    flight: Arc<Flight>,
-    sku: Sku,
-    answer: Result<Arc<Product>, Missed>,
+    flight: Arc<Flight<Answer>>,
+    answer: Answer,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        // first out of the list, then landed: who comes now finds the cache, or begins a flight of its own
-        self.inner.forget(self.sku, &self.flight);
-        self.flight
-            .state
-            .send_replace(State::Landed(self.answer.clone()));
+        self.flight.land(self.answer.clone());
     }
 }
 
@@ -205,32 +177,6 @@ impl Inner {
         match &self.cache {
             Some(cache) => cache.get(&sku).await,
             None => None,
-        }
-    }
-
-    /// The flight for a SKU, a new one if there is none.
-    fn join(&self, sku: Sku) -> Arc<Flight> {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = flights.get(&sku).and_then(Weak::upgrade) {
-            return flight;
-        }
-        if flights.len() > PRUNE_OVER {
-            flights.retain(|_, flight| flight.strong_count() > 0);
-        }
-        let flight = Arc::new(Flight {
-            state: watch::Sender::new(State::Waiting),
-        });
-        flights.insert(sku, Arc::downgrade(&flight));
-        flight
-    }
-
-    fn forget(&self, sku: Sku, flight: &Arc<Flight>) {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if flights
-            .get(&sku)
-            .is_some_and(|known| known.as_ptr() == Arc::as_ptr(flight))
-        {
-            flights.remove(&sku);
         }
     }
 
