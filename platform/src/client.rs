@@ -29,6 +29,9 @@ use crate::{
     telemetry,
 };
 
+/// Two timers of one call end so close together.
+const TIMER_SLACK: Duration = Duration::from_millis(5);
+
 /// A service that this one calls.
 #[derive(Clone, Debug)]
 pub struct Neighbour {
@@ -129,23 +132,29 @@ impl Client {
     /// Waits for `answer` no longer than the caller and this neighbour's time-out allow.
     ///
     /// # Errors
-    /// The neighbour's status; DEADLINE_EXCEEDED when it is late.
+    /// The neighbour's status; DEADLINE_EXCEEDED when it is late, UNAVAILABLE when the call broke off before.
     pub async fn call<T>(
         &self,
         deadline: Deadline,
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Status> {
-        let allowed = self.timeout.min(deadline.remaining());
-        let late = || {
-            Status::from(Fault::new(
-                Code::DeadlineExceeded,
-                format!("{} did not answer in time", self.name),
-            ))
+        let (began, allowed) = (Instant::now(), self.timeout.min(deadline.remaining()));
+        let fault = |code: Code, what: &str| {
+            Status::from(Fault::new(code, format!("{} {what}", self.name)))
         };
+        let late = || fault(Code::DeadlineExceeded, "did not answer in time");
         match tokio::time::timeout(allowed, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            // a server (tonic's among them) answers an expired grpc-timeout with CANCELLED
-            Ok(Err(status)) if status.code() == tonic::Code::Cancelled => Err(late()),
+            // a server (tonic's among them) answers an expired grpc-timeout with CANCELLED; hyper says the same of a
+            // request that a connection about to close did not take
+            Ok(Err(status)) if status.code() == tonic::Code::Cancelled => {
+                let is_late = began.elapsed() + TIMER_SLACK >= allowed;
+                Err(if is_late {
+                    late()
+                } else {
+                    fault(Code::Unavailable, "broke off the call")
+                })
+            }
             Ok(Err(status)) => Err(status),
             Err(_) => Err(late()),
         }
@@ -233,4 +242,33 @@ fn outbound_calls(service: &'static str) -> CounterVec {
         .entry(service)
         .or_insert_with(|| registered(CounterVec::new(opts(), &["neighbour", "method", "status"])))
         .clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `call` makes of CANCELLED, said at once to a caller who waits so long.
+    async fn cancelled_within(allowed: Duration) -> tonic::Code {
+        let neighbour = Neighbour {
+            name: "next",
+            address: "127.0.0.1:1".into(),
+            tls_ca: None,
+            tls_identity: None,
+            connect_timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(60),
+        };
+        let client = Client::new("cancelling", &neighbour).unwrap();
+        let answer = async { Err::<tonic::Response<()>, _>(Status::cancelled("closed")) };
+        let answer = client.call(Deadline::after(allowed), answer).await;
+        answer.unwrap_err().code()
+    }
+
+    #[tokio::test]
+    async fn cancelled_is_late_only_when_the_time_is_over() {
+        let early = cancelled_within(Duration::from_secs(30)).await;
+        assert_eq!(early, tonic::Code::Unavailable);
+        let late = cancelled_within(Duration::ZERO).await;
+        assert_eq!(late, tonic::Code::DeadlineExceeded);
+    }
 }
