@@ -135,7 +135,7 @@ impl Loms {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let again = |status: &Status| status.code() == Code::Unavailable;
-        retry(deadline, again, || {
+        retry(deadline, again, |deadline| {
             let stub = LomsClient::new(self.client.clone());
             let request = self.client.request(deadline, message.clone());
             self.client.call(deadline, call(stub, request))

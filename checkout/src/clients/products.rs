@@ -186,23 +186,23 @@ impl Inner {
         let again =
             |status: &Status| matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
         let mut first = Some(slot);
-        let tries = retry(deadline, again, || {
+        let tries = retry(deadline, again, |deadline| {
             let slot = first.take();
             async move {
-                match slot {
-                    Some(slot) => self.ask(sku, slot, deadline).await,
-                    None => {
-                        self.ask(sku, self.allowance.acquire().await, deadline)
-                            .await
-                    }
-                }
+                let slot = match slot {
+                    Some(slot) => slot,
+                    None => self.another_slot(deadline).await?,
+                };
+                self.ask(sku, slot, deadline).await
             }
         });
-        match tokio::time::timeout_at(deadline.instant(), tries).await {
-            Ok(answer) => answer.map_err(|status| missed(&status)),
-            // no slot for another try
-            Err(_) => Err(Missed::Late),
-        }
+        tries.await.map_err(|status| missed(&status))
+    }
+
+    async fn another_slot(&self, deadline: Deadline) -> Result<Slot, Status> {
+        tokio::time::timeout_at(deadline.instant(), self.allowance.acquire())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no slot for another try"))
     }
 
     async fn ask(&self, sku: Sku, mut slot: Slot, deadline: Deadline) -> Result<Product, Status> {
