@@ -11,7 +11,8 @@ use crate::{
     cart::{self, Line, Refusal, Sku, UserId},
     clients::{
         loms::Loms,
-        products::{Product, Products, Turn},
+        products::{Product, Products},
+        turn::Turn,
     },
     error::Error,
     store,

@@ -5,6 +5,7 @@ pub mod allowance;
 pub mod flights;
 pub mod loms;
 pub mod products;
+pub mod turn;
 
 use std::{future::Future, time::Duration};
 

@@ -2,8 +2,8 @@
 //! ProductService allows, callers served in turn, answers kept for a while.
 //!
 //! A SKU that is asked for and not cached is a flight. All who need it wait for it, each in the line for a slot on its
-//! behalf; whose slot comes first launches it, and the others leave the line. A launched flight is a task of its own: it
-//! lands in the cache even when all who waited have gone.
+//! behalf; whose slot comes first launches it, the others wait on in their places for what else they need. A launched
+//! flight is a task of its own: it lands in the cache even when all who waited have gone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,6 +17,7 @@ use super::{
     allowance::{Allowance, Slot},
     flights::{Flight, Flights, State},
     retry,
+    turn::Turn,
 };
 use crate::{cart::Sku, config::ProductsConfig, error::Error, metrics::METRICS};
 
@@ -47,10 +48,6 @@ struct Inner {
     tasks: Tasks,
     lookup_timeout: Duration,
 }
-
-/// One caller's place in the line: it waits for one slot at a time, so a cart of 500 lines does not starve a cart of 2.
-#[derive(Default)]
-pub struct Turn(tokio::sync::Mutex<()>);
 
 type Answer = Result<Arc<Product>, Missed>;
 
@@ -117,19 +114,14 @@ impl Products {
         let flight = self.0.flights.join(sku);
         let mut state = flight.subscribe();
         let took_off = state.wait_for(|state| !matches!(state, State::Waiting));
-        let slot = METRICS.product_wait(async {
-            let _turn = turn.0.lock().await;
-            self.0.allowance.acquire().await
-        });
-        let slot = tokio::select! {
+        let launch = |slot| self.launch(sku, &flight, slot);
+        let own = METRICS.product_wait(turn.spend(&self.0.allowance, launch));
+        let own = tokio::select! {
             biased;
-            _ = took_off => None,
-            slot = slot => Some(slot),
+            _ = took_off => false,
+            own = own => own,
         };
-        match slot {
-            Some(slot) => self.launch(sku, &flight, slot),
-            None => METRICS.product_cache("shared"),
-        }
+        METRICS.product_cache(if own { "miss" } else { "shared" });
         let landed = state
             .wait_for(|state| matches!(state, State::Landed(_)))
             .await;
@@ -139,12 +131,11 @@ impl Products {
         }
     }
 
-    /// Starts the request, unless another caller's slot came at the same time: then this slot goes to the next in line.
-    fn launch(&self, sku: Sku, flight: &Arc<Flight<Answer>>, slot: Slot) {
+    /// Starts the request, unless another caller's slot came at the same time: then this one is not needed.
+    fn launch(&self, sku: Sku, flight: &Arc<Flight<Answer>>, slot: Slot) -> Option<Slot> {
         if !flight.launch() {
-            return METRICS.product_cache("shared");
+            return Some(slot);
         }
-        METRICS.product_cache("miss");
         let mut landing = Landing {
             inner: self.0.clone(),
             flight: flight.clone(),
@@ -156,6 +147,7 @@ impl Products {
                 cache.insert(sku, product.clone()).await;
             }
         });
+        None
     }
 }
 
