@@ -23,11 +23,12 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// this of its time.
 const TIME_TO_ANSWER: Duration = Duration::from_millis(50);
 
-/// Repeats an idempotent call while `again` says so and the deadline leaves time for it. A call is given its deadline: a
-/// try after the first has a little less. One that is cut short by it does not hide why the one before it failed.
+/// Repeats an idempotent call while `again` says so and the deadline leaves time for it; `again` says what there is to
+/// wait besides, `None` to give up. A call is given its deadline: a try after the first has a little less. One that is cut
+/// short by it does not hide why the one before it failed.
 async fn retry<T, F>(
     deadline: Deadline,
-    again: impl Fn(&Status) -> bool,
+    again: impl Fn(&Status) -> Option<Duration>,
     mut call: impl FnMut(Deadline) -> F,
 ) -> Result<T, Status>
 where
@@ -38,7 +39,10 @@ where
         Err(status) => status,
     };
     for wait in waits() {
-        if !again(&failure) || deadline.remaining() <= wait + TIME_TO_ANSWER {
+        let Some(wait) = again(&failure).map(|least| least + wait) else {
+            break;
+        };
+        if deadline.remaining() <= wait + TIME_TO_ANSWER {
             break;
         }
         tokio::time::sleep(wait).await;
@@ -95,7 +99,8 @@ mod tests {
 
     use super::*;
 
-    const AWAY: fn(&Status) -> bool = |status| matches!(status.code(), Code::Unavailable);
+    const AWAY: fn(&Status) -> Option<Duration> =
+        |status| (status.code() == Code::Unavailable).then_some(Duration::ZERO);
 
     fn away() -> Result<(), Status> {
         Err(Status::unavailable("away"))
@@ -147,6 +152,20 @@ mod tests {
         })
         .await;
         assert_eq!(answer.unwrap_err().code(), Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn what_there_is_to_wait_is_waited_for() {
+        let (began, first) = (Instant::now(), Cell::new(true));
+        let least = Duration::from_millis(300);
+        let busy = |_: &Status| Some(least);
+        let answer = retry(Deadline::after(Duration::from_secs(30)), busy, |_| {
+            let answer = if first.replace(false) { away() } else { Ok(()) };
+            future::ready(answer)
+        })
+        .await;
+        assert!(answer.is_ok());
+        assert!(began.elapsed() >= least + FIRST_WAIT);
     }
 
     #[tokio::test]

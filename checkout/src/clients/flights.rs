@@ -29,6 +29,8 @@ pub enum State<A> {
     Waiting,
     /// Its request is on its way.
     Launched,
+    /// A request failed so, and there may be another.
+    Failing(A),
     /// The answer.
     Landed(A),
 }
@@ -77,6 +79,22 @@ impl<A> Flight<A> {
             }
             waiting
         })
+    }
+
+    /// Notes what is known should nobody wait for the landing.
+    pub fn fail(&self, answer: A) {
+        self.state.send_replace(State::Failing(answer));
+    }
+
+    /// What there is to say to one who cannot wait any longer.
+    pub fn known(&self) -> Option<A>
+    where
+        A: Clone,
+    {
+        match &*self.state.borrow() {
+            State::Waiting | State::Launched => None,
+            State::Failing(answer) | State::Landed(answer) => Some(answer.clone()),
+        }
     }
 
     /// Tells all who wait. First out of the list: who comes now finds the cache, or begins a flight of its own.
@@ -135,6 +153,9 @@ mod tests {
         let flight = flights.join(sku(1));
         assert!(flight.launch());
         assert!(!flights.join(sku(1)).launch());
+        assert_eq!(flight.known(), None);
+        flight.fail(6);
+        assert_eq!(flights.join(sku(1)).known(), Some(6));
         flight.land(7);
         assert!(matches!(*flight.subscribe().borrow(), State::Landed(7)));
         let next = flights.join(sku(1));

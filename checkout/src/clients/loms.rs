@@ -1,6 +1,6 @@
 //! LOMS: stock and orders. Every call here is idempotent (an order has its key), so UNAVAILABLE is tried again.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use platform::{client::Client, grpc::Deadline};
 use proto::loms::{self as pb, loms_client::LomsClient};
@@ -134,7 +134,8 @@ impl Loms {
         M: Clone,
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let again = |status: &Status| status.code() == Code::Unavailable;
+        let again =
+            |status: &Status| (status.code() == Code::Unavailable).then_some(Duration::ZERO);
         retry(deadline, again, |deadline| {
             let stub = LomsClient::new(self.client.clone());
             let request = self.client.request(deadline, message.clone());

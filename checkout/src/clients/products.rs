@@ -25,6 +25,9 @@ const NAME: &str = "products";
 /// A request that was given up may be noticed there a little later; until then it counts as one at once.
 const RESET_GRACE: Duration = Duration::from_millis(100);
 
+/// What ProductService's limit is over; what it refused within one may pass in the next.
+const WINDOW: Duration = Duration::from_secs(1);
+
 /// What ProductService knows about a SKU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Product {
@@ -94,27 +97,29 @@ impl Products {
             METRICS.product_cache("hit");
             return Ok(product);
         }
-        let answer = tokio::time::timeout_at(deadline.instant(), self.fly(sku, turn)).await;
-        match answer {
-            Ok(Ok(product)) => Ok(product),
-            Ok(Err(Missed::Unknown)) => Err(Error::UnknownProducts { skus: vec![sku] }),
-            Ok(Err(Missed::Away(cause))) => Err(Error::NeighbourAway {
+        let flight = self.0.flights.join(sku);
+        let flown = self.fly(sku, &flight, turn);
+        let answer = tokio::time::timeout_at(deadline.instant(), flown).await;
+        // who has no time for another try hears why the last one failed
+        let answer = answer.unwrap_or_else(|_| flight.known().unwrap_or(Err(Missed::Late)));
+        answer.map_err(|missed| match missed {
+            Missed::Unknown => Error::UnknownProducts { skus: vec![sku] },
+            Missed::Away(cause) => Error::NeighbourAway {
                 neighbour: NAME,
                 cause,
-            }),
-            Ok(Err(Missed::Broken(cause))) => Err(Error::NeighbourBroken {
+            },
+            Missed::Broken(cause) => Error::NeighbourBroken {
                 neighbour: NAME,
                 cause,
-            }),
-            Ok(Err(Missed::Late)) | Err(_) => Err(Error::Late { waited_for: NAME }),
-        }
+            },
+            Missed::Late => Error::Late { waited_for: NAME },
+        })
     }
 
-    async fn fly(&self, sku: Sku, turn: &Turn) -> Answer {
-        let flight = self.0.flights.join(sku);
+    async fn fly(&self, sku: Sku, flight: &Arc<Flight<Answer>>, turn: &Turn) -> Answer {
         let mut state = flight.subscribe();
         let took_off = state.wait_for(|state| !matches!(state, State::Waiting));
-        let launch = |slot| self.launch(sku, &flight, slot);
+        let launch = |slot| self.launch(sku, flight, slot);
         let own = METRICS.product_wait(turn.spend(&self.0.allowance, launch));
         let own = tokio::select! {
             biased;
@@ -142,7 +147,8 @@ impl Products {
             answer: Err(Missed::Broken("the flight was lost".to_owned())),
         };
         self.0.tasks.detach(async move {
-            landing.answer = landing.inner.look_up(sku, slot).await.map(Arc::new);
+            let looked_up = landing.inner.look_up(sku, slot, &landing.flight).await;
+            landing.answer = looked_up.map(Arc::new);
             if let (Ok(product), Some(cache)) = (&landing.answer, &landing.inner.cache) {
                 cache.insert(sku, product.clone()).await;
             }
@@ -173,10 +179,18 @@ impl Inner {
     }
 
     /// Asks ProductService, with the slot that the flight was launched with and another one for each further try.
-    async fn look_up(&self, sku: Sku, slot: Slot) -> Result<Product, Missed> {
+    async fn look_up(
+        &self,
+        sku: Sku,
+        slot: Slot,
+        flight: &Flight<Answer>,
+    ) -> Result<Product, Missed> {
         let deadline = Deadline::after(self.lookup_timeout);
-        let again =
-            |status: &Status| matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+        let again = |status: &Status| match status.code() {
+            Code::Unavailable => Some(Duration::ZERO),
+            Code::ResourceExhausted => Some(WINDOW),
+            _ => None,
+        };
         let mut first = Some(slot);
         let tries = retry(deadline, again, |deadline| {
             let slot = first.take();
@@ -185,7 +199,11 @@ impl Inner {
                     Some(slot) => slot,
                     None => self.another_slot(deadline).await?,
                 };
-                self.ask(sku, slot, deadline).await
+                let answer = self.ask(sku, slot, deadline).await;
+                if let Err(status) = &answer {
+                    flight.fail(Err(missed(status)));
+                }
+                answer
             }
         });
         tries.await.map_err(|status| missed(&status))

@@ -126,6 +126,28 @@ async fn a_hiccup_is_not_seen_by_the_caller(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn a_limit_that_others_have_used_up_is_waited_out(pool: PgPool) {
+    let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
+    app.products.use_up();
+    assert_eq!(app.list(1).await.unwrap().items.len(), 1);
+    assert_eq!(app.products.asked(5), 2);
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn who_has_no_time_for_another_try_hears_why(pool: PgPool) {
+    let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
+    app.products.fail_always(Some(Code::ResourceExhausted));
+    let wait = Some(Duration::from_millis(700));
+    let code = app.code("/listCart", json!({"user": 1}), wait).await;
+    assert_eq!(code, Code::Unavailable);
+    assert_eq!(app.products.asked(5), 1);
+    app.products.fail_always(None);
+    assert_eq!(app.list(1).await.unwrap().items.len(), 1);
+    app.finish().await;
+}
+
+#[sqlx::test]
 async fn failures_are_said_as_documented_and_never_kept(pool: PgPool) {
     let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
     for (theirs, ours, requests) in [

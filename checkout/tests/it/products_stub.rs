@@ -123,6 +123,13 @@ impl ProductsStub {
         self.0.lock().unwrap().limited = true;
     }
 
+    /// Somebody else with the same token has just used what a second allows.
+    pub(crate) fn use_up(&self) {
+        self.limit();
+        let mut state = self.0.lock().unwrap();
+        state.arrivals.extend([Instant::now(); ALLOWED.0]);
+    }
+
     /// How many requests were over its limits.
     pub(crate) fn refused(&self) -> usize {
         self.0.lock().unwrap().refused
