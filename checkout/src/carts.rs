@@ -50,13 +50,13 @@ impl Carts {
     /// meanwhile is counted under the lock, what other users took is LOMS's to refuse when the order is placed.
     ///
     /// # Errors
-    /// INSUFFICIENT_STOCK, CART_FULL; LOMS or the database is away.
+    /// INSUFFICIENT_STOCK, CART_FULL; LOMS or the database is away or late.
     pub async fn add(&self, user: UserId, asked: Line, deadline: Deadline) -> Result<(), Error> {
         let on_sale = self.loms.units_on_sale(asked.sku, deadline).await?;
         let pool = self.pool.clone();
         self.tasks
             .run("add to cart", async move {
-                pool.round(async |db| add(db, user, asked, on_sale).await)
+                pool.round(async |db| add(db, user, asked, on_sale, deadline).await)
                     .await
             })
             .await?
@@ -65,12 +65,13 @@ impl Carts {
     /// Takes units out; more than there are removes the line.
     ///
     /// # Errors
-    /// The SKU is not in the cart; the database is away.
-    pub async fn delete(&self, user: UserId, taken: Line) -> Result<(), Error> {
+    /// The SKU is not in the cart; the database is away or late.
+    pub async fn delete(&self, user: UserId, taken: Line, deadline: Deadline) -> Result<(), Error> {
         let pool = self.pool.clone();
         self.tasks
             .run("delete from cart", async move {
-                pool.round(async |db| delete(db, user, taken).await).await
+                pool.round(async |db| delete(db, user, taken, deadline).await)
+                    .await
             })
             .await?
     }
@@ -128,9 +129,18 @@ impl Carts {
     }
 }
 
-async fn add(db: &mut PgConnection, user: UserId, asked: Line, on_sale: u64) -> Result<(), Error> {
+async fn add(
+    db: &mut PgConnection,
+    user: UserId,
+    asked: Line,
+    on_sale: u64,
+    deadline: Deadline,
+) -> Result<(), Error> {
+    Error::unless_in_time(deadline)?;
     let mut tx = db.begin().await?;
     let cart_id = lock_or_create(&mut tx, user).await?;
+    // the lock may have been the longest wait of all; from here on it is written whole
+    Error::unless_in_time(deadline)?;
     let holding = store::carts::read_holding(&mut tx, cart_id, asked.sku).await?;
     let quantity = holding
         .add(asked.quantity, on_sale)
@@ -163,12 +173,19 @@ async fn lock_or_create(conn: &mut PgConnection, user: UserId) -> Result<i64, Er
         .ok_or(sqlx::Error::RowNotFound)?)
 }
 
-async fn delete(db: &mut PgConnection, user: UserId, taken: Line) -> Result<(), Error> {
+async fn delete(
+    db: &mut PgConnection,
+    user: UserId,
+    taken: Line,
+    deadline: Deadline,
+) -> Result<(), Error> {
     let missing = || Error::NotInCart { sku: taken.sku };
+    Error::unless_in_time(deadline)?;
     let mut tx = db.begin().await?;
     let cart_id = store::carts::lock_cart(&mut tx, user)
         .await?
         .ok_or_else(missing)?;
+    Error::unless_in_time(deadline)?;
     let held = store::carts::read_units(&mut tx, cart_id, taken.sku)
         .await?
         .ok_or_else(missing)?;

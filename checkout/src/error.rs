@@ -3,6 +3,7 @@
 
 use platform::{
     error::{Code, Detail, Fault, LISTED, Violation},
+    grpc::Deadline,
     pg::{self, Failure},
     tasks::TaskFailed,
 };
@@ -92,6 +93,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// To be asked before anything is written: whoever was told that it is late may send it again.
+    ///
+    /// # Errors
+    /// The deadline has passed.
+    pub fn unless_in_time(deadline: Deadline) -> Result<(), Error> {
+        if deadline.passed() {
+            return Err(Self::Late {
+                waited_for: "the database",
+            });
+        }
+        Ok(())
+    }
+
     /// The gRPC code of each case.
     pub fn code(&self) -> Code {
         match self {

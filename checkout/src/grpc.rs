@@ -49,9 +49,10 @@ impl Cart for CartService {
         &self,
         request: Request<DeleteFromCartRequest>,
     ) -> Result<Response<pbjson_types::Empty>, Status> {
+        let deadline = Deadline::of(&request);
         let DeleteFromCartRequest { user, sku, count } = request.into_inner();
         let (user, line) = parse_line(user, sku, count)?;
-        self.carts.delete(user, line).await?;
+        self.carts.delete(user, line, deadline).await?;
         Ok(Response::new(pbjson_types::Empty {}))
     }
 

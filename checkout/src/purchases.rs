@@ -111,7 +111,7 @@ impl Purchases {
         driver: &Driver,
     ) -> Result<OrderId, Error> {
         loop {
-            match self.begin(user, key).await? {
+            match self.begin(user, key, driver.deadline).await? {
                 Begun::Ours(id) => return answer(self.finish(id, driver).await?),
                 Begun::Before(id) => {
                     let silent = Driver {
@@ -130,8 +130,13 @@ impl Purchases {
     }
 
     /// Decides under the cart's lock what this call is about, and writes it down before LOMS hears of it.
-    async fn begin(&self, user: UserId, key: Option<&IdempotencyKey>) -> Result<Begun, Error> {
-        let decide = async |db: &mut PgConnection| self.decide(db, user, key).await;
+    async fn begin(
+        &self,
+        user: UserId,
+        key: Option<&IdempotencyKey>,
+        deadline: Deadline,
+    ) -> Result<Begun, Error> {
+        let decide = async |db: &mut PgConnection| self.decide(db, user, key, deadline).await;
         let begun = self.pool.round(decide).await?;
         fail_point!("purchase-begun", |_| std::process::abort());
         Ok(begun)
@@ -142,11 +147,15 @@ impl Purchases {
         db: &mut PgConnection,
         user: UserId,
         key: Option<&IdempotencyKey>,
+        deadline: Deadline,
     ) -> Result<Begun, Error> {
+        Error::unless_in_time(deadline)?;
         let mut tx = db.begin().await?;
         let Some(cart_id) = store::carts::lock_cart(&mut tx, user).await? else {
             return Err(Error::EmptyCart);
         };
+        // the lock may have been the longest wait of all
+        Error::unless_in_time(deadline)?;
         if let Some(key) = key
             && let Some(known) = store::purchases::find_by_key(&mut tx, cart_id, key).await?
         {

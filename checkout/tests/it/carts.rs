@@ -1,6 +1,9 @@
 //! Adding, deleting, listing.
 
-use futures::{StreamExt as _, stream};
+use std::time::Duration;
+
+use futures::{StreamExt as _, future::join3, stream};
+use serde_json::json;
 use sqlx::PgPool;
 use tonic::Code;
 
@@ -201,4 +204,35 @@ async fn refusals_write_nothing(pool: PgPool) {
         .unwrap();
     assert_eq!(carts, 0);
     app.finish().await;
+}
+
+#[sqlx::test]
+async fn what_comes_too_late_for_its_caller_is_not_written(pool: PgPool) {
+    let app = TestApp::start(pool).await;
+    app.loms.stock(5, 100);
+    for user in 1..=3 {
+        app.add(user, 5, 10).await.unwrap();
+    }
+    let mut tx = app.pool.begin().await.unwrap();
+    let lock = "SELECT id FROM checkout.cart FOR UPDATE";
+    sqlx::query(lock).execute(&mut *tx).await.unwrap();
+    let call = async |path: &str, user: i64| {
+        let body = json!({"user": user, "sku": 5, "count": 1});
+        let wait = Some(Duration::from_millis(300));
+        assert_eq!(app.code(path, body, wait).await, Code::DeadlineExceeded);
+    };
+    join3(
+        call("/addToCart", 1),
+        call("/deleteFromCart", 2),
+        call("/purchase", 3),
+    )
+    .await;
+    // their callers may send them again, so that now is too late
+    tx.commit().await.unwrap();
+    let pool = app.pool.clone();
+    app.finish().await;
+    let held = "SELECT user_id, count FROM checkout.cart
+                JOIN checkout.cart_item ON cart_item.cart_id = cart.id ORDER BY user_id";
+    let held: Vec<(i64, i64)> = sqlx::query_as(held).fetch_all(&pool).await.unwrap();
+    assert_eq!(held, [(1, 10), (2, 10), (3, 10)]);
 }
