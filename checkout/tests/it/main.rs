@@ -9,6 +9,7 @@ mod crashes;
 mod loms_stub;
 mod metrics;
 mod neighbours;
+mod plans;
 mod process;
 mod product_limits;
 mod products;

@@ -1,0 +1,50 @@
+//! What statements read: the rows they need, however many there are beside.
+
+use checkout::{purchase::Found, store::purchases::find_last};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+/// Rows of purchases that this transaction has read.
+async fn rows_read(conn: &mut PgConnection) -> i64 {
+    let read = "SELECT (coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
+                FROM pg_stat_xact_user_tables WHERE relid = 'checkout.purchase'::regclass";
+    sqlx::query_scalar(read).fetch_one(conn).await.unwrap()
+}
+
+/// The last purchase, and how many rows were read to find it.
+async fn last(pool: &PgPool, cart_id: i64) -> (Found, i64) {
+    let mut tx = pool.begin().await.unwrap();
+    let before = rows_read(&mut tx).await;
+    let found = find_last(&mut tx, cart_id).await.unwrap().unwrap();
+    (found, rows_read(&mut tx).await - before)
+}
+
+#[sqlx::test]
+async fn the_last_of_thousands_of_purchases_is_found_by_a_few_rows(pool: PgPool) {
+    let cart = "INSERT INTO checkout.cart (user_id) VALUES (1) RETURNING id";
+    let cart: i64 = sqlx::query_scalar(cart).fetch_one(&pool).await.unwrap();
+    let week = "INSERT INTO checkout.purchase
+                    (cart_id, created_at, next_attempt_at, closed_at, outcome, order_id, told)
+                SELECT $1, at, at, at, 'made', n, true
+                FROM generate_series(1, 5000) AS n, LATERAL (SELECT clock_timestamp() - n * interval '2 minutes') AS bought(at)";
+    let week = sqlx::query(week).bind(cart);
+    week.execute(&pool).await.unwrap();
+    sqlx::query("ANALYZE").execute(&pool).await.unwrap();
+    let newest = "SELECT id FROM checkout.purchase WHERE order_id = 1";
+    let newest: Uuid = sqlx::query_scalar(newest).fetch_one(&pool).await.unwrap();
+    let (found, read) = last(&pool, cart).await;
+    assert!(
+        found.id == newest && found.closed && found.told,
+        "{found:?}"
+    );
+    assert!(read <= 10, "{read} rows");
+
+    // the last, whatever the clock said when it began
+    let open = "INSERT INTO checkout.purchase (cart_id, created_at, next_attempt_at)
+                SELECT $1, clock_timestamp() - interval '1 day', clock_timestamp() RETURNING id";
+    let open = sqlx::query_scalar(open).bind(cart);
+    let open: Uuid = open.fetch_one(&pool).await.unwrap();
+    let (found, read) = last(&pool, cart).await;
+    assert!(found.id == open && !found.closed, "{found:?}");
+    assert!(read <= 10, "{read} rows");
+}
