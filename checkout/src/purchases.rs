@@ -285,6 +285,7 @@ impl Purchases {
         if !self.pool.round(write).await? {
             return Ok(false);
         }
+        fail_point!("purchase-closed", |_| std::process::abort());
         METRICS.purchase_closed(outcome);
         if let Outcome::Refused { reason } = outcome {
             tracing::error!(purchase.id = %purchase.id, reason, "order refused by loms");

@@ -1,4 +1,5 @@
-//! The service as a process that is killed in the middle of a purchase: before LOMS has the order, and after.
+//! The service as a process that is killed in the middle of a purchase: before LOMS has the order and after, and when the
+//! outcome is settled but nobody has heard it.
 
 use proto::cart::{AddToCartRequest, ListCartRequest};
 use serde_json::{Value, json};
@@ -11,6 +12,12 @@ use crate::{
     test_app::{
         Neighbours, assert_consistent, config, connect, count_open, eventually, purchase_request,
     },
+};
+#[cfg(feature = "failpoints")]
+use {
+    crate::test_app::refused,
+    proto::cart::{PurchaseRequest, cart_client::CartClient},
+    tonic::transport::Channel,
 };
 
 async fn killed_while_loms_holds(pool: PgPool, mood: Mood) {
@@ -105,92 +112,116 @@ struct Crash {
     waits_for_worker: bool,
 }
 
+#[cfg(feature = "failpoints")]
+const POINTS: [&str; 4] = [
+    "purchase-begun",
+    "order-placed",
+    "purchase-closing",
+    "purchase-closed",
+];
+
 /// Each point with a key and without, with the stock and without, finished by the worker and by the next call.
 /// `CRASH_ROUNDS=100` for more.
 #[cfg(feature = "failpoints")]
 fn crashes() -> Vec<Crash> {
-    let points = ["purchase-begun", "order-placed", "purchase-closing"];
     let given = std::env::var("CRASH_ROUNDS").ok();
-    let rounds: usize = given.map_or(4 * points.len(), |text| text.parse().unwrap());
-    let crash = |n: usize| Crash {
-        user: i64::try_from(n).unwrap() + 1,
-        point: points[n % points.len()],
-        keyed: n / points.len() % 2 == 0,
-        short: n / points.len() % 4 >= 2,
-        waits_for_worker: n % 2 == 0,
+    let rounds: usize = given.map_or(4 * POINTS.len(), |text| text.parse().unwrap());
+    let crash = |n: usize| {
+        let (turn, point) = (n / POINTS.len(), n % POINTS.len());
+        Crash {
+            user: i64::try_from(n).unwrap() + 1,
+            point: POINTS[point],
+            keyed: turn % 2 == 0,
+            short: turn % 4 >= 2,
+            waits_for_worker: (point + turn + turn / 4) % 2 == 0,
+        }
     };
     (0..rounds).map(crash).collect()
+}
+
+#[cfg(feature = "failpoints")]
+impl Crash {
+    fn request(&self) -> PurchaseRequest {
+        purchase_request(self.user, if self.keyed { "k" } else { "" })
+    }
+
+    /// Committed before the crash; only that it was told was not.
+    fn is_settled(&self) -> bool {
+        self.point == "purchase-closed"
+    }
+
+    /// Fills a cart of two units and dies while they are bought.
+    async fn happen(&self, config: &Value, loms: &LomsStub) {
+        loms.stock(5, 2);
+        let process = Process::start_with(config, &format!("{}=return", self.point));
+        let mut client = connect(process.grpc).await;
+        let add = AddToCartRequest {
+            user: self.user,
+            sku: 5,
+            count: 2,
+        };
+        client.add_to_cart(add).await.unwrap();
+        loms.stock(5, if self.short { 1 } else { 2 });
+        assert!(client.purchase(self.request()).await.is_err(), "{self:?}");
+    }
+
+    /// How many orders there are once the next call is answered. Without a key, lines that were given back before it
+    /// came are tried again.
+    fn orders(&self) -> usize {
+        let given_back = self.short && (self.waits_for_worker || self.is_settled());
+        if given_back && !self.keyed { 2 } else { 1 }
+    }
+
+    /// What the next call is answered, and that the one after it has nothing to do.
+    async fn is_told(&self, client: &mut CartClient<Channel>, before: usize, loms: &LomsStub) {
+        let told = client.purchase(self.request()).await;
+        if self.short {
+            assert_eq!(
+                told.unwrap_err().code(),
+                Code::FailedPrecondition,
+                "{self:?}"
+            );
+            return;
+        }
+        let order = loms.orders()[before].id;
+        assert_eq!(told.unwrap().into_inner().order_id, order, "{self:?}");
+        let keyless = client.purchase(purchase_request(self.user, "")).await;
+        refused(keyless, Code::FailedPrecondition, "EMPTY_CART");
+    }
 }
 
 #[cfg(feature = "failpoints")]
 #[sqlx::test]
 async fn aborted_at_each_crash_point(pool: PgPool) {
     let neighbours = Neighbours::start().await;
+    let loms = &neighbours.loms;
     let quick = json!({"purchases": {"resume_after": "500ms"}});
     let config = config(&pool, neighbours.addresses, &quick);
     for crash in crashes() {
-        let before = neighbours.loms.orders().len();
-        neighbours.loms.stock(5, 2);
-        let process = Process::start_with(&config, &format!("{}=return", crash.point));
-        let mut client = connect(process.grpc).await;
-        let key = if crash.keyed { "k" } else { "" };
-        let request = || purchase_request(crash.user, key);
-        let (user, sku) = (crash.user, 5);
-        let add = AddToCartRequest {
-            user,
-            sku,
-            count: 2,
-        };
-        client.add_to_cart(add).await.unwrap();
-        neighbours.loms.stock(5, if crash.short { 1 } else { 2 });
-        assert!(client.purchase(request()).await.is_err(), "{crash:?}");
-        assert_eq!(count_open(&pool).await, 1, "{crash:?}");
-        let placed = neighbours.loms.orders().len() - before;
-        assert_eq!(
-            placed,
-            usize::from(crash.point != "purchase-begun"),
-            "{crash:?}"
-        );
-        drop(process);
+        let before = loms.orders().len();
+        crash.happen(&config, loms).await;
+        let open = i64::from(!crash.is_settled());
+        assert_eq!(count_open(&pool).await, open, "{crash:?}");
+        let placed = usize::from(crash.point != "purchase-begun");
+        assert_eq!(loms.orders().len() - before, placed, "{crash:?}");
 
         let after = Process::start(&config);
         let mut client = connect(after.grpc).await;
         if crash.waits_for_worker {
             let closed = async || count_open(&pool).await == 0;
             eventually("the worker finishes it", closed).await;
-            assert_eq!(neighbours.loms.orders().len(), before + 1, "{crash:?}");
+            assert_eq!(loms.orders().len(), before + 1, "{crash:?}");
         }
-        let told = client.purchase(request()).await;
-        let orders = &neighbours.loms.orders()[before..];
+        crash.is_told(&mut client, before, loms).await;
+        let orders = &loms.orders()[before..];
+        assert_eq!(orders.len(), crash.orders(), "{crash:?}");
+        let living = orders.iter().any(|order| order.status != "failed");
+        assert_eq!(living, !crash.short, "{crash:?}");
+        let user = crash.user;
         let listed = client.list_cart(ListCartRequest { user }).await.unwrap();
-        let in_cart: u32 = listed
-            .into_inner()
-            .items
-            .iter()
-            .map(|item| item.count)
-            .sum();
-        if crash.short {
-            assert_eq!(
-                told.unwrap_err().code(),
-                Code::FailedPrecondition,
-                "{crash:?}"
-            );
-            // without a key, lines that the worker gave back are tried again
-            let tries = if crash.waits_for_worker && !crash.keyed {
-                2
-            } else {
-                1
-            };
-            assert_eq!((orders.len(), in_cart), (tries, 2), "{crash:?}");
-            assert!(orders.iter().all(|order| order.status == "failed"));
-        } else {
-            assert_eq!(
-                told.unwrap().into_inner().order_id,
-                orders[0].id,
-                "{crash:?}"
-            );
-            assert_eq!((orders.len(), in_cart), (1, 0), "{crash:?}");
-        }
-        assert_consistent(&pool, &neighbours.loms).await;
+        let items = listed.into_inner().items;
+        let in_cart: u32 = items.iter().map(|item| item.count).sum();
+        assert_eq!(in_cart, if crash.short { 2 } else { 0 }, "{crash:?}");
+        assert_consistent(&pool, loms).await;
     }
 }
