@@ -20,8 +20,10 @@ use crate::{
 const LOMS_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// What a caller in a hurry waits.
 const HURRY: Duration = Duration::from_millis(700);
+/// What one waits who cannot wait for another try.
+const GREAT_HURRY: Duration = Duration::from_millis(120);
 /// What a machine with other things to do may add to a bound.
-const GRACE: Duration = Duration::from_millis(600);
+const GRACE: Duration = Duration::from_millis(200);
 
 fn bounds() -> Value {
     json!({
@@ -104,6 +106,28 @@ async fn each_call_beside_a_loms_in_trouble(pool: PgPool) {
         2 * 2 * u32::try_from(table.len()).unwrap(),
         "what user 4 put into the cart"
     );
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn who_cannot_wait_for_another_try_hears_that_loms_is_away(pool: PgPool) {
+    let app = TestApp::start_with(pool, bounds()).await;
+    app.loms.stock(5, 10_000);
+    for user in 1..=2 {
+        app.add(user, 5, 2).await.unwrap();
+    }
+    app.loms.mood(Mood::Away);
+    // longer than one wait between tries, shorter than two
+    let wait = Some(GREAT_HURRY);
+    for _ in 0..5 {
+        let add = json!({"user": 1, "sku": 5, "count": 1});
+        assert_eq!(app.code("/addToCart", add, wait).await, Code::Unavailable);
+        let buy = json!({"user": 2});
+        assert_eq!(app.code("/purchase", buy, wait).await, Code::Unavailable);
+    }
+    app.loms.mood(Mood::Well);
+    assert_eq!(app.purchase(2).await.unwrap(), 1);
+    assert_eq!(app.cart(1).await, [(5, 2)]);
     app.finish().await;
 }
 
