@@ -6,21 +6,22 @@ use std::{
     fs,
     future::Future,
     path::PathBuf,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, Uri};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use prometheus::{CounterVec, Opts};
-use tokio::time::Instant;
+use tokio::{net::TcpStream, time::Instant};
 use tonic::{
     Status,
     body::Body,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
-use tower::Service;
+use tower::{BoxError, Service};
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
@@ -83,11 +84,8 @@ impl Client {
         }
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", neighbour.address))
             .map_err(|error| wrong(error.to_string()))?
-            .connect_timeout(neighbour.connect_timeout)
-            .tcp_keepalive(Some(Duration::from_secs(15)))
             .http2_keep_alive_interval(Duration::from_secs(15))
-            .keep_alive_timeout(Duration::from_secs(5))
-            .tcp_nodelay(true);
+            .keep_alive_timeout(Duration::from_secs(5));
         if let Some(ca) = &neighbour.tls_ca {
             let pem = fs::read(ca).map_err(|error| {
                 StartError::new(
@@ -115,7 +113,7 @@ impl Client {
             })?;
         }
         Ok(Client {
-            channel: endpoint.connect_lazy(),
+            channel: endpoint.connect_with_connector_lazy(Connect::new(neighbour.connect_timeout)),
             timeout: neighbour.timeout,
             name: neighbour.name,
             calls: outbound_calls(service),
@@ -159,6 +157,62 @@ impl Client {
             Err(_) => Err(late()),
         }
     }
+}
+
+/// Connects, and remembers a host that does not answer. A channel connects for one waiting call at a time: a hundred
+/// callers of a host that is gone would wait for a hundred time-outs, one after the other.
+struct Connect {
+    tcp: HttpConnector,
+    timeout: Duration,
+    silent_until: Arc<Mutex<Instant>>,
+}
+
+impl Connect {
+    fn new(timeout: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(timeout));
+        tcp.set_keepalive(Some(Duration::from_secs(15)));
+        tcp.set_nodelay(true);
+        Connect {
+            tcp,
+            timeout,
+            silent_until: Arc::new(Mutex::new(Instant::now())),
+        }
+    }
+}
+
+impl Service<Uri> for Connect {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<TokioIo<TcpStream>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(BoxError::from)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (began, timeout) = (Instant::now(), self.timeout);
+        if began < *locked(&self.silent_until) {
+            let known = BoxError::from("the last attempt to connect had no answer");
+            return Box::pin(std::future::ready(Err(known)));
+        }
+        let (connecting, silent_until) = (self.tcp.call(uri), self.silent_until.clone());
+        Box::pin(async move {
+            let connected = connecting.await;
+            if connected.is_err() {
+                // for as long again as it took: a refusal took no time, who restarts is asked again at once. Counted from
+                // the beginning, because nobody may have looked at the attempt since
+                let took = began.elapsed().min(timeout);
+                *locked(&silent_until) = began + 2 * took;
+            }
+            connected.map_err(BoxError::from)
+        })
+    }
+}
+
+fn locked(instant: &Mutex<Instant>) -> MutexGuard<'_, Instant> {
+    instant.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Service<Request<Body>> for Client {

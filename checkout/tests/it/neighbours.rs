@@ -1,12 +1,15 @@
 //! How each call is answered beside a neighbour in trouble, and what a neighbour gets to see of a call.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use futures::future::{join_all, join4};
 use proto::cart::AddToCartRequest;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use tokio::{net::TcpSocket, time::Instant};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::Instant,
+};
 use tonic::{Code, metadata::MetadataMap};
 
 use crate::{
@@ -165,20 +168,37 @@ async fn each_call_over_a_line_that_is_cut_or_silent(pool: PgPool) {
     app.finish().await;
 }
 
+/// A host that takes no connection: its queue is full, so the kernel lets the next one wait as a dead host would.
+struct DeadHost {
+    address: SocketAddr,
+    _listener: TcpListener,
+    _queued: Vec<TcpStream>,
+}
+
+impl DeadHost {
+    async fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queued = vec![];
+        let connect = || TcpStream::connect(address);
+        while let Ok(taken) = tokio::time::timeout(Duration::from_millis(200), connect()).await {
+            queued.push(taken.unwrap());
+        }
+        Self {
+            address,
+            _listener: listener,
+            _queued: queued,
+        }
+    }
+}
+
 #[sqlx::test]
 async fn a_loms_that_takes_no_connection_is_unavailable_soon(pool: PgPool) {
-    // a full queue: the kernel lets the next one wait as a dead host would
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(1).unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut queued = vec![];
-    let connect = || tokio::net::TcpStream::connect(address);
-    while let Ok(taken) = tokio::time::timeout(Duration::from_millis(200), connect()).await {
-        queued.push(taken.unwrap());
-    }
+    let host = DeadHost::new().await;
     let mut changes = bounds();
-    changes["services"] = json!({"loms": address.to_string()});
+    changes["services"] = json!({"loms": host.address.to_string()});
     changes["loms"] = json!({"timeout": "60s", "connect_timeout": "200ms"});
     changes["limits"] = json!({"request_timeout": "60s"});
     let app = TestApp::start_with(pool, changes).await;
@@ -193,6 +213,23 @@ async fn a_loms_that_takes_no_connection_is_unavailable_soon(pool: PgPool) {
         "{:?}",
         began.elapsed()
     );
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn many_callers_of_a_loms_that_takes_no_connection_wait_for_it_once(pool: PgPool) {
+    let host = DeadHost::new().await;
+    let mut changes = bounds();
+    changes["services"] = json!({"loms": host.address.to_string()});
+    let app = TestApp::start_with(pool, changes).await;
+    // one attempt takes 300 ms: three fit, one after the other
+    let call = async |user: i64| {
+        let add = json!({"user": user, "sku": 5, "count": 1});
+        app.code("/addToCart", add, Some(Duration::from_secs(1)))
+            .await
+    };
+    let codes = join_all((1..=20).map(call)).await;
+    assert_eq!(codes, [Code::Unavailable; 20]);
     app.finish().await;
 }
 
