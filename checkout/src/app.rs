@@ -30,7 +30,7 @@ use crate::{
 
 /// The name that ports, metrics and traces know it by.
 pub const SERVICE: &str = "checkout";
-/// One for each purchase that the worker finishes at once is plenty: none is held while LOMS is asked.
+/// Fewer than purchases that the worker finishes at once (`purchases.at_once`): none is held while LOMS is asked.
 const WORKER_CONNECTIONS: u32 = 2;
 /// How long a neighbour may take to accept the connection that the readiness report tries.
 const NEIGHBOUR_BOUND: Duration = Duration::from_secs(1);
