@@ -16,6 +16,19 @@ const DEFAULT_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// How much of a refusal is kept as a reason.
 const REASON_CHARS: usize = 300;
+/// What a 400 says when the text is what is wrong; in capitals with underscores where it comes from behind the Bot API.
+/// There is no list of what it can say: what is not here may be about the chat, which an operator can mend.
+const ABOUT_THE_TEXT: [&str; 9] = [
+    "message is too long",
+    "message too long",
+    "text is too long",
+    "message text is empty",
+    "message empty",
+    "text must be non-empty",
+    "text must be encoded in utf-8",
+    "strings must be encoded in utf-8",
+    "can't parse entities",
+];
 
 /// The way out.
 #[derive(Clone)]
@@ -141,8 +154,8 @@ impl Telegram {
     }
 }
 
-/// Only a 400 and a 413 speak of the message. 401, 403 and 404 speak of the key or the chat: an operator can mend those
-/// while the message waits.
+/// Only a 413, and a 400 that says so, speak of the message. Any other 400, as 401, 403 and 404, speaks of the key or the
+/// chat (not found, upgraded to a supergroup): an operator can mend those while the message waits.
 fn judge(status: u16, retry_after_header: Option<u64>, refusal: &Refusal) -> Outcome {
     let description: String = refusal.description.chars().take(REASON_CHARS).collect();
     let reason = format!("HTTP {status} {description}").trim_end().to_owned();
@@ -153,9 +166,17 @@ fn judge(status: u16, retry_after_header: Option<u64>, refusal: &Refusal) -> Out
             // 0 would be a busy loop against a server that is asking for mercy
             Outcome::Paused(pause.clamp(Duration::from_secs(1), LONGEST_PAUSE))
         }
-        400 | 413 => Outcome::Refused(reason),
+        413 => Outcome::Refused(reason),
+        400 if is_about_the_text(&description) => Outcome::Refused(reason),
         _ => Outcome::Failed(reason),
     }
+}
+
+fn is_about_the_text(description: &str) -> bool {
+    let description = description.to_lowercase().replace('_', " ");
+    ABOUT_THE_TEXT
+        .iter()
+        .any(|about| description.contains(about))
 }
 
 /// The innermost cause says what happened (`connection refused`); reqwest's own text only that sending failed.
@@ -210,12 +231,45 @@ mod tests {
 
     #[test]
     fn only_the_message_s_own_fault_is_final() {
-        let body = refusal(r#"{"ok":false,"description":"Bad Request: message is too long"}"#);
+        for description in [
+            "Bad Request: message is too long",
+            "Bad Request: MESSAGE_TOO_LONG",
+            "Bad Request: message text is empty",
+            "Bad Request: text must be non-empty",
+            "Bad Request: strings must be encoded in UTF-8",
+            "Bad Request: can't parse entities: unsupported start tag",
+        ] {
+            let body = refusal(&format!(r#"{{"ok":false,"description":"{description}"}}"#));
+            assert_eq!(
+                judge(400, None, &body),
+                Outcome::Refused(format!("HTTP 400 {description}"))
+            );
+        }
         assert_eq!(
-            judge(400, None, &body),
-            Outcome::Refused("HTTP 400 Bad Request: message is too long".into())
+            judge(413, None, &Refusal::default()),
+            Outcome::Refused("HTTP 413".into())
         );
-        for status in [302, 401, 403, 404, 408, 500, 502, 503] {
+    }
+
+    #[test]
+    fn what_an_operator_can_mend_is_tried_again() {
+        for description in [
+            "Bad Request: chat not found",
+            "Bad Request: chat_id is empty",
+            "Bad Request: group chat was upgraded to a supergroup chat",
+            "Bad Request: not enough rights to send text messages to the chat",
+            "Bad Request: need administrator rights in the channel chat",
+            "Bad Request: message thread not found",
+            "Bad Request: PEER_ID_INVALID",
+            "Bad Request: TOPIC_CLOSED",
+        ] {
+            let body = refusal(&format!(r#"{{"ok":false,"description":"{description}"}}"#));
+            assert_eq!(
+                judge(400, None, &body),
+                Outcome::Failed(format!("HTTP 400 {description}"))
+            );
+        }
+        for status in [302, 400, 401, 403, 404, 408, 500, 502, 503] {
             assert_eq!(
                 judge(status, None, &Refusal::default()),
                 Outcome::Failed(format!("HTTP {status}"))

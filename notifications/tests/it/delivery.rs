@@ -15,6 +15,7 @@ use crate::{
 
 const KEY: &str = "123456:the-key";
 const ALWAYS: u32 = u32::MAX;
+const TOO_LONG: &str = "Bad Request: message is too long";
 
 /// Saves an untold message as the inbox does.
 async fn save(pool: &PgPool, order: i64, sequence: i32, status: &str) {
@@ -103,7 +104,7 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
         save(&pool, order, 1, "new").await;
         save(&pool, order, 2, "failed").await;
     }
-    telegram.answer("order 1 is new", Answer::Status(400), ALWAYS);
+    telegram.answer("order 1 is new", Answer::BadRequest(TOO_LONG), ALWAYS);
     telegram.answer("order 2 is new", Answer::Status(500), ALWAYS);
     telegram.answer(
         "order 3 is new",
@@ -127,10 +128,7 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
     );
     nothing_left(&app).await;
 
-    assert_eq!(
-        reason(&pool, 1).await,
-        (1, "HTTP 400 as the test says".to_owned())
-    );
+    assert_eq!(reason(&pool, 1).await, (1, format!("HTTP 400 {TOO_LONG}")));
     let failed = "failed 3 times, last: HTTP 500 as the test says";
     assert_eq!(reason(&pool, 2).await, (3, failed.to_owned()));
     assert_eq!(
@@ -150,6 +148,24 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
     );
     // an end, whichever, lets the order's next one go
     assert_eq!(app.count("sequence = 2 AND told_at IS NOT NULL").await, 8);
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn a_chat_that_an_operator_mends_costs_no_message(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    save(&pool, 1, 1, "new").await;
+    save(&pool, 2, 1, "new").await;
+    let moved = "Bad Request: group chat was upgraded to a supergroup chat";
+    telegram.answer("order 1 ", Answer::BadRequest(moved), 2);
+    let missing = "Bad Request: chat not found";
+    telegram.answer("order 2 ", Answer::BadRequest(missing), ALWAYS);
+    let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
+    nothing_left(&app).await;
+    assert_eq!(app.count("told_at IS NOT NULL AND attempts = 3").await, 1);
+    let reason = reason(&pool, 2).await;
+    let failed = format!("failed 3 times, last: HTTP 400 {missing}");
+    assert_eq!(reason, (3, failed), "tried to the end, and kept why");
     app.finish().await;
 }
 

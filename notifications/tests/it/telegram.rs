@@ -15,10 +15,14 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
+/// The description of what it does not tell, where a test does not care.
+const UNTOLD: &str = "as the test says";
+
 /// What it answers to a text that contains a word.
 #[derive(Clone, Copy)]
 pub(crate) enum Answer {
     Status(u16),
+    BadRequest(&'static str),
     RetryAfter(u64),
     Slow(Duration),
 }
@@ -106,7 +110,7 @@ async fn send_message(
             *answer
         })
     };
-    let (code, parameters) = match answer {
+    let (code, description, parameters) = match answer {
         None => {
             return (
                 StatusCode::OK,
@@ -120,9 +124,10 @@ async fn send_message(
                 Json(json!({"ok": true, "result": {"message_id": 1}})),
             );
         }
-        Some(Answer::Status(code)) => (code, json!({})),
-        Some(Answer::RetryAfter(seconds)) => (429, json!({"retry_after": seconds})),
+        Some(Answer::Status(code)) => (code, UNTOLD, json!({})),
+        Some(Answer::BadRequest(description)) => (400, description, json!({})),
+        Some(Answer::RetryAfter(seconds)) => (429, UNTOLD, json!({"retry_after": seconds})),
     };
-    let body = json!({"ok": false, "error_code": code, "description": "as the test says", "parameters": parameters});
+    let body = json!({"ok": false, "error_code": code, "description": description, "parameters": parameters});
     (StatusCode::from_u16(code).expect("a code"), Json(body))
 }
