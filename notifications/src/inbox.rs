@@ -2,7 +2,7 @@
 //! is dead-lettered, then its offsets are committed; a crash in between only means that it is read, and recognised, again.
 //! While the database or the broker fails, the batch stays in hand, the partitions are paused and polling goes on.
 
-use std::{collections::BTreeMap, sync::Arc, sync::LazyLock, time::Duration};
+use std::{sync::Arc, sync::LazyLock, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fail::fail_point;
@@ -18,13 +18,12 @@ use platform::{
 };
 use prometheus::{Histogram, HistogramOpts, IntCounter};
 use rdkafka::{
-    Message as _, TopicPartitionList,
+    TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, OwnedMessage},
+    message::BorrowedMessage,
     topic_partition_list::Offset,
 };
-use time::OffsetDateTime;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -33,7 +32,8 @@ use crate::{
     assignment::{self, Assignment},
     config::InboxConfig,
     dead_letters::DeadLetters,
-    event::{Event, Received, to_microsecond},
+    event::Received,
+    hand::Hand,
     letter::{Cause, Letter},
     saving::{Verdict, save},
 };
@@ -74,15 +74,6 @@ pub struct Inbox {
     config: InboxConfig,
     saved: Arc<Notify>,
     complaint: Option<String>,
-}
-
-/// What has been read and is not committed yet.
-#[derive(Default)]
-struct Hand {
-    events: Vec<(Received, OwnedMessage)>,
-    letters: Vec<Letter>,
-    /// By partition, the offset to go on from.
-    next: BTreeMap<i32, i64>,
 }
 
 impl Inbox {
@@ -329,53 +320,4 @@ fn take(
             Ok(())
         }
     }
-}
-
-impl Hand {
-    fn len(&self) -> usize {
-        self.events.len() + self.letters.len()
-    }
-
-    fn add(&mut self, message: &BorrowedMessage<'_>) {
-        let (partition, offset) = (message.partition(), message.offset());
-        self.next.insert(partition, offset + 1);
-        let record = message.detach();
-        match Event::parse(message.payload()) {
-            Ok(event) => {
-                let received = Received {
-                    at: event.occurred_at.unwrap_or_else(|| kafka_time(message)),
-                    event,
-                    source: (partition, offset),
-                    traceparent: kafka::traceparent(message).map(str::to_owned),
-                };
-                self.events.push((received, record));
-            }
-            Err(error) => {
-                let letter = Letter::new(record, Cause::Unreadable, &error.to_string());
-                self.letters.push(letter);
-            }
-        }
-    }
-
-    /// Abandons what came from partitions that are no longer ours: whoever has them now reads it from the last commit.
-    fn forget(&mut self, partitions: &[i32]) {
-        if partitions.is_empty() {
-            return;
-        }
-        self.events
-            .retain(|(received, _)| !partitions.contains(&received.source.0));
-        self.letters
-            .retain(|letter| !partitions.contains(&letter.record.partition()));
-        self.next
-            .retain(|partition, _| !partitions.contains(partition));
-    }
-}
-
-/// Kafka's time of a record; now, for a record of a format that has none.
-fn kafka_time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
-    let millis = message.timestamp().to_millis().filter(|millis| *millis > 0);
-    let at = millis.and_then(|millis| {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
-    });
-    to_microsecond(at.unwrap_or_else(OffsetDateTime::now_utc))
 }

@@ -1,7 +1,7 @@
 //! Notifications: consumes order events, tells people, keeps the history.
 //!
-//! In: `inbox` (with `assignment`) polls, `saving` writes a batch, `dead_letters` takes what cannot be saved
-//! (`letter` is what one says), `replay` puts it back.
+//! In: `inbox` (with `assignment`) polls, `hand` is what it has read, `saving` writes it, `dead_letters` takes what cannot be
+//! saved (`letter` is what one says), `replay` puts it back.
 //! Out: `delivery` tells what is untold through `telegram`, `verdict` says what came of it. Asked: `grpc` -> `history`. All SQL is in `store`.
 //! What an event is and what people read of it: `event`, `message`.
 
@@ -13,6 +13,7 @@ pub mod delivery;
 pub mod error;
 pub mod event;
 pub mod grpc;
+mod hand;
 pub mod history;
 pub mod inbox;
 pub mod letter;

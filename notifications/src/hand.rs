@@ -1,0 +1,73 @@
+//! What the inbox has read and not committed yet, until each event of it is saved or dead-lettered, or its partition is gone.
+
+use std::collections::BTreeMap;
+
+use platform::kafka;
+use rdkafka::{
+    Message as _,
+    message::{BorrowedMessage, OwnedMessage},
+};
+use time::OffsetDateTime;
+
+use crate::{
+    event::{Event, Received, to_microsecond},
+    letter::{Cause, Letter},
+};
+
+/// What has been read and is not committed yet.
+#[derive(Default)]
+pub(crate) struct Hand {
+    pub(crate) events: Vec<(Received, OwnedMessage)>,
+    pub(crate) letters: Vec<Letter>,
+    /// By partition, the offset to go on from.
+    pub(crate) next: BTreeMap<i32, i64>,
+}
+
+impl Hand {
+    pub(crate) fn len(&self) -> usize {
+        self.events.len() + self.letters.len()
+    }
+
+    pub(crate) fn add(&mut self, message: &BorrowedMessage<'_>) {
+        let (partition, offset) = (message.partition(), message.offset());
+        self.next.insert(partition, offset + 1);
+        let record = message.detach();
+        match Event::parse(message.payload()) {
+            Ok(event) => {
+                let received = Received {
+                    at: event.occurred_at.unwrap_or_else(|| kafka_time(message)),
+                    event,
+                    source: (partition, offset),
+                    traceparent: kafka::traceparent(message).map(str::to_owned),
+                };
+                self.events.push((received, record));
+            }
+            Err(error) => {
+                let letter = Letter::new(record, Cause::Unreadable, &error.to_string());
+                self.letters.push(letter);
+            }
+        }
+    }
+
+    /// Abandons what came from partitions that are no longer ours: whoever has them now reads it from the last commit.
+    pub(crate) fn forget(&mut self, partitions: &[i32]) {
+        if partitions.is_empty() {
+            return;
+        }
+        self.events
+            .retain(|(received, _)| !partitions.contains(&received.source.0));
+        self.letters
+            .retain(|letter| !partitions.contains(&letter.record.partition()));
+        self.next
+            .retain(|partition, _| !partitions.contains(partition));
+    }
+}
+
+/// Kafka's time of a record; now, for a record of a format that has none.
+fn kafka_time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
+    let millis = message.timestamp().to_millis().filter(|millis| *millis > 0);
+    let at = millis.and_then(|millis| {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
+    });
+    to_microsecond(at.unwrap_or_else(OffsetDateTime::now_utc))
+}
