@@ -1,4 +1,4 @@
-//! Takes order events in. A batch is what one round of polling found: it is saved by one transaction, what cannot be saved
+//! Takes order events in. A batch is what one round of polling found: it is saved (see `saving`), what cannot be saved
 //! is dead-lettered, then its offsets are committed; a crash in between only means that it is read, and recognised, again.
 //! While the database or the broker fails, the batch stays in hand, the partitions are paused and polling goes on.
 
@@ -16,7 +16,7 @@ use platform::{
     pool::Pool,
     telemetry,
 };
-use prometheus::{Histogram, HistogramOpts, IntCounter};
+use prometheus::IntCounter;
 use rdkafka::{
     TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
@@ -35,7 +35,7 @@ use crate::{
     event::Received,
     hand::Hand,
     letter::{Cause, Letter},
-    saving::{Verdict, save},
+    saving::{self, Progress, Stopped, Verdict},
 };
 
 /// As often as Prometheus asks.
@@ -43,15 +43,6 @@ const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the broker may take for an answer about the lag; stopping waits for it.
 const BROKER_BOUND: Duration = Duration::from_secs(1);
 
-static BATCH_SIZE: LazyLock<Histogram> = LazyLock::new(|| {
-    let opts = HistogramOpts::new(
-        "notifications_histogram_batch_size",
-        "Events saved by one transaction.",
-    );
-    registered(Histogram::with_opts(opts.buckets(vec![
-        1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0,
-    ])))
-});
 static SAVED: LazyLock<IntCounter> = LazyLock::new(|| {
     registered(IntCounter::new(
         "notifications_counter_saved_total",
@@ -89,7 +80,7 @@ impl Inbox {
         for metric in [&SAVED, &DUPLICATES] {
             LazyLock::force(metric);
         }
-        LazyLock::force(&BATCH_SIZE);
+        saving::show_metrics();
         assignment::show_metrics();
         let consumer: StreamConsumer<_> = kafka::consumer_config(brokers, kafka)
             // a partition's turn: what is fetched at once is saved at once, and the other partitions wait for it (with the
@@ -220,7 +211,8 @@ impl Inbox {
         .await
     }
 
-    async fn save(&self, hand: &mut Hand) -> Result<(), sqlx::Error> {
+    /// Takes out of the hand what is saved, and what is not to be: the rest, after an error, is what the next try is about.
+    async fn save(&self, hand: &mut Hand) -> Result<(), Stopped> {
         if hand.events.is_empty() {
             return Ok(());
         }
@@ -233,15 +225,11 @@ impl Inbox {
             )
         });
         let records: Vec<&Received> = hand.events.iter().map(|(received, _)| received).collect();
-        let verdicts = save(&self.pool, &self.topic, &records)
-            .await
-            .inspect_err(|error| {
-                if pg::classify(error) == Failure::Bug {
-                    tracing::error!(error = %error, "events cannot be saved");
-                }
-            })?;
-        BATCH_SIZE.observe(verdicts.len() as f64);
-        for ((_, record), verdict) in hand.events.drain(..).zip(verdicts) {
+        let Progress { verdicts, stopped } = saving::save(&self.pool, &self.topic, &records).await;
+        if !verdicts.is_empty() {
+            self.saved.notify_one();
+        }
+        for ((_, record), verdict) in hand.events.drain(..verdicts.len()).zip(verdicts) {
             let (cause, error) = match verdict {
                 Verdict::Saved => {
                     SAVED.inc();
@@ -256,8 +244,17 @@ impl Inbox {
             };
             hand.letters.push(Letter::new(record, cause, &error));
         }
-        self.saved.notify_one();
-        Ok(())
+        match stopped {
+            None => Ok(()),
+            Some(stopped) => {
+                if let Stopped::Database(error) = &stopped
+                    && pg::classify(error) == Failure::Bug
+                {
+                    tracing::error!(error = %error, "events cannot be saved");
+                }
+                Err(stopped)
+            }
+        }
     }
 
     /// Not waited for: a commit that fails or is lost costs a second reading, which is recognised.

@@ -1,18 +1,39 @@
-//! The transaction that saves a batch of events: all at once and, where PostgreSQL refuses some value of the batch, in ever
-//! smaller parts, so that a bad event hurts only itself.
+//! How a batch of events is saved: all at once and, where PostgreSQL refuses some value of the batch, in smaller parts, so
+//! that a bad event hurts only itself.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+    time::Duration,
+};
 
 use platform::{
+    grpc::registered,
     pg::{self, Failure},
     pool::Pool,
 };
+use prometheus::{Histogram, HistogramOpts};
 use sqlx::{Connection as _, PgConnection};
+use tokio::time::Instant;
 
 use crate::{
     event::{Received, Source},
     store,
 };
+
+/// How long a batch may be saved in parts before it is interrupted for the broker to be polled, and for a stop to be noticed,
+/// which a round more than this must not keep for longer than the grace (10 s).
+const LONGEST: Duration = Duration::from_secs(3);
+
+static BATCH_SIZE: LazyLock<Histogram> = LazyLock::new(|| {
+    let opts = HistogramOpts::new(
+        "notifications_histogram_batch_size",
+        "Events saved by one transaction.",
+    );
+    registered(Histogram::with_opts(opts.buckets(vec![
+        1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0,
+    ])))
+});
 
 /// What became of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,70 +48,95 @@ pub enum Verdict {
     Refused(String),
 }
 
-/// Saves `records`, which are in the order (order, sequence), by one transaction; a verdict for each.
-///
-/// # Errors
-/// The database is away or has a quarrel with us: nothing is saved.
-pub async fn save(
-    pool: &Pool,
-    topic: &str,
-    records: &[&Received],
-) -> Result<Vec<Verdict>, sqlx::Error> {
-    pool.round(async |db| save_together(db, topic, records).await)
-        .await
+/// How far saving came.
+pub struct Progress {
+    /// Of the first so many records; what became of these is settled for good.
+    pub verdicts: Vec<Verdict>,
+    /// Why not of all; the rest is to be tried again.
+    pub stopped: Option<Stopped>,
 }
 
-async fn save_together(
+/// What keeps events from being saved, whatever they say.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// It is away or has a quarrel with us.
+    #[error(transparent)]
+    Database(sqlx::Error),
+    /// Much is refused by a database that takes its time: whoever waits for the whole batch would not poll meanwhile.
+    #[error("{left} events left after {} s of saving in parts", LONGEST.as_secs())]
+    Long {
+        /// Neither saved nor refused.
+        left: usize,
+    },
+}
+
+/// Shows what is measured before there is anything to measure.
+pub(crate) fn show_metrics() {
+    LazyLock::force(&BATCH_SIZE);
+}
+
+/// Saves `records`, which are in the order (order, sequence): by one transaction or, where PostgreSQL refuses some value, by
+/// several, each of a part and in a round of its own. A part that is refused is halved until what is refused stands alone, one
+/// that is saved lets the next be twice as large: of 500 with one bad one about 20 are tried. What one transaction has saved
+/// is kept when a later one fails, so that a slow database comes to the end of any batch, whatever its events say.
+pub async fn save(pool: &Pool, topic: &str, records: &[&Received]) -> Progress {
+    let until = Instant::now() + LONGEST;
+    let mut verdicts = Vec::with_capacity(records.len());
+    let mut size = records.len();
+    let stopped = loop {
+        let left = &records[verdicts.len()..];
+        if left.is_empty() {
+            break None;
+        }
+        if !verdicts.is_empty() && Instant::now() > until {
+            break Some(Stopped::Long { left: left.len() });
+        }
+        let part = &left[..size.clamp(1, left.len())];
+        match pool
+            .round(async |db| save_part(db, topic, part).await)
+            .await
+        {
+            Ok(Attempt::Saved(mut saved)) => {
+                BATCH_SIZE.observe(part.len() as f64);
+                verdicts.append(&mut saved);
+                size = part.len() * 2;
+            }
+            Ok(Attempt::Refused(error)) if part.len() == 1 => {
+                BATCH_SIZE.observe(1.0);
+                verdicts.push(Verdict::Refused(error));
+            }
+            Ok(Attempt::Refused(_)) => size = part.len() / 2,
+            Err(error) => break Some(Stopped::Database(error)),
+        }
+    };
+    Progress { verdicts, stopped }
+}
+
+/// What one transaction came to.
+enum Attempt {
+    /// Each record has its verdict.
+    Saved(Vec<Verdict>),
+    /// PostgreSQL refuses a value of some record, nothing is saved.
+    Refused(String),
+}
+
+async fn save_part(
     db: &mut PgConnection,
     topic: &str,
-    records: &[&Received],
-) -> Result<Vec<Verdict>, sqlx::Error> {
+    part: &[&Received],
+) -> Result<Attempt, sqlx::Error> {
     let mut transaction = db.begin().await?;
-    match insert(&mut transaction, topic, records).await {
+    match insert(&mut transaction, topic, part).await {
         Ok(verdicts) => {
             transaction.commit().await?;
-            Ok(verdicts)
+            Ok(Attempt::Saved(verdicts))
         }
         Err(error) if pg::classify(&error) == Failure::Data => {
             transaction.rollback().await?;
-            save_apart(db, topic, records).await
+            Ok(Attempt::Refused(error.to_string()))
         }
         Err(error) => Err(error),
     }
-}
-
-/// Halves the batch until what is refused stands alone: of 500 with one bad one about 20 parts are tried, not 500.
-async fn save_apart(
-    db: &mut PgConnection,
-    topic: &str,
-    records: &[&Received],
-) -> Result<Vec<Verdict>, sqlx::Error> {
-    let mut transaction = db.begin().await?;
-    let mut verdicts = Vec::with_capacity(records.len());
-    // the next one last, so that rows are still locked in the order of the records
-    let mut parts = vec![records];
-    while let Some(part) = parts.pop() {
-        // a savepoint each: the batch is still one commit
-        let mut savepoint = transaction.begin().await?;
-        match insert(&mut savepoint, topic, part).await {
-            Ok(mut verdict) => {
-                savepoint.commit().await?;
-                verdicts.append(&mut verdict);
-            }
-            Err(error) if pg::classify(&error) == Failure::Data => {
-                savepoint.rollback().await?;
-                if part.len() == 1 {
-                    verdicts.push(Verdict::Refused(error.to_string()));
-                } else {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    parts.extend([second, first]);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    transaction.commit().await?;
-    Ok(verdicts)
 }
 
 async fn insert(

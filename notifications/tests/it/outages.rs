@@ -1,4 +1,5 @@
-//! A database that is away, silent, or slow for want of statistics: consumption waits and goes on, nothing is dead-lettered.
+//! A database that is away, silent, or slow for want of statistics: consumption waits and goes on, nothing is dead-lettered
+//! that is no poison.
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -12,6 +13,8 @@ use crate::{
 };
 
 const AT: &str = "2026-03-01T10:00:00Z";
+/// Enough that to try each by itself takes seconds.
+const POISON: usize = 4000;
 
 #[sqlx::test]
 async fn a_database_that_is_away_is_waited_for(pool: PgPool) {
@@ -145,6 +148,28 @@ async fn the_lag_grows_while_the_database_is_away(pool: PgPool) {
     eventually("it is gone", async || lag().await == (partitions, 0.0)).await;
     assert_eq!(count(&pool, "true").await, 100);
     replica.stop();
+}
+
+/// Refused one by one, it takes longer than a round with the database may, and comes to its end all the same.
+#[sqlx::test]
+async fn a_batch_of_poison_that_outlasts_a_round_blocks_nobody(pool: PgPool) {
+    let kafka = Kafka::new().await;
+    let poison = r#"{"UserId":7,"OrderID":4,"Status":"payed","Message":"\u0000"}"#;
+    kafka.send(4, &event(7, 4, 1, "new", AT)).await;
+    kafka.send_all(&vec![(4, poison.to_owned()); POISON]).await;
+    let (partition, last) = kafka.send(4, &event(7, 4, 2, "failed", AT)).await;
+
+    // a round is at most a second longer than a statement
+    let changes = json!({"inbox": {"batch": POISON}, "postgres": {"statement_timeout": "500ms"}});
+    let app = TestApp::start(&pool, &kafka, changes).await;
+    eventually("the partition went on", async || {
+        kafka.committed(partition) == Some(last + 1)
+    })
+    .await;
+    let statuses = ["new", "failed"].map(|status| (4, status.to_owned()));
+    assert_eq!(app.statuses(7).await, statuses);
+    kafka.dead_letters(POISON);
+    app.finish().await;
 }
 
 /// Statistics of a table are from when it was last looked at. What was not there then must not slow down what is known.
