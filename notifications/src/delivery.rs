@@ -1,28 +1,26 @@
 //! Tells what is saved and untold: at least once, an order's events one after another, different orders side by side.
-//! One replica sends, the holder of the lease; a step takes what is due, tries it, and writes down what came of it.
+//! One replica sends, the holder of the lease; a step writes down what came of the messages that have landed, and sends more
+//! on their way (`flights`).
 
 use std::{sync::Arc, sync::LazyLock, time::Duration};
 
 use fail::fail_point;
-use futures::future::join_all;
-use platform::{error::StartError, grpc::registered, pool::Pool, telemetry};
+use platform::{error::StartError, grpc::registered, pool::Pool};
 use prometheus::{IntCounterVec, Opts};
 use sqlx::PgConnection;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
     config::{Config, DeliveryConfig},
+    flights::{Flights, Landed},
     message::Due,
     store,
     telegram::Channel,
-    verdict::{Verdict, backoff, judge, overdue},
+    verdict::{Verdict, backoff},
 };
 
-/// Messages that one step takes when they only go to the log.
-const LOG_BATCH: u32 = 500;
 /// What a step waits after the database failed, at first and at most.
 const DATABASE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -48,7 +46,7 @@ pub struct Delivery {
     leased_until: Instant,
     paused_until: Instant,
     /// Tried, and not written down because the database went away: kept, so that it is not told twice.
-    unwritten: Vec<(Due, Verdict)>,
+    unwritten: Vec<Landed>,
 }
 
 /// What a step leads to.
@@ -56,9 +54,9 @@ pub struct Delivery {
 enum Next {
     /// There may be more.
     Step,
-    /// Nothing is due; something saved wakes the sender.
+    /// Nothing more is due; something saved wakes the sender, and what lands.
     Idle,
-    /// Nothing to be done before that.
+    /// Nothing to be done before that, unless something lands.
     Rest(Duration),
 }
 
@@ -95,11 +93,12 @@ impl Delivery {
         })
     }
 
-    /// Sends until told to stop, then gives the lease back.
+    /// Sends until told to stop, then lets what is on its way land and gives the lease back.
     pub async fn run(mut self, stopping: CancellationToken) -> anyhow::Result<()> {
+        let mut flights = Flights::new(self.channel.clone(), self.config.clone());
         let mut failures = 0;
         while !stopping.is_cancelled() {
-            let next = match self.step().await {
+            let next = match self.step(&mut flights).await {
                 Ok(next) => {
                     failures = 0;
                     next
@@ -110,20 +109,20 @@ impl Delivery {
                     Next::Rest(backoff(DATABASE_BACKOFF.0, DATABASE_BACKOFF.1, failures))
                 }
             };
-            let saved = self.saved.clone();
-            match next {
-                Next::Step => {}
-                Next::Idle => tokio::select! {
-                    () = stopping.cancelled() => {}
-                    () = saved.notified() => {}
-                    () = tokio::time::sleep(self.config.poll) => {}
-                },
-                Next::Rest(pause) => tokio::select! {
-                    () = stopping.cancelled() => {}
-                    () = tokio::time::sleep(pause) => {}
-                },
+            let (pause, idle) = match next {
+                Next::Step => continue,
+                Next::Idle => (self.config.poll, true),
+                Next::Rest(pause) => (pause, false),
+            };
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = flights.land() => {}
+                () = self.saved.notified(), if idle => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
+        flights.land_all().await;
+        self.unwritten.extend(flights.take_landed());
         let pool = self.pool.clone();
         let leave = async |db: &mut PgConnection| {
             self.write_down(db).await?;
@@ -133,46 +132,58 @@ impl Delivery {
         Ok(())
     }
 
-    async fn step(&mut self) -> Result<Next, sqlx::Error> {
+    /// Writes down what has landed and sends what is due, as much as there is room for.
+    async fn step(&mut self, flights: &mut Flights) -> Result<Next, sqlx::Error> {
+        self.unwritten.extend(flights.take_landed());
+        let (limit, room) = (flights.limit(), flights.room());
         // Telegram may take seconds: no connection is kept over it
         let pool = self.pool.clone();
-        let due = match pool.round(async |db| self.look(db).await).await? {
+        let look = pool.round(async |db| self.look(db, limit, room).await);
+        let mut due = match flights.during(look).await? {
             Look::Due(due) => due,
             Look::Nothing(next) => return Ok(next),
         };
-        if self.leased_until.saturating_duration_since(Instant::now()) < self.timeout {
-            // the database took so long that an attempt could outlast the lease
+        let lease = self.leased_until.saturating_duration_since(Instant::now());
+        if lease < self.timeout || flights.asked_to_wait() {
+            // the database took so long that an attempt could outlast the lease, or that a 429 came meanwhile
             return Ok(Next::Step);
         }
-        let verdicts = join_all(due.iter().map(|due| self.attempt(due))).await;
-        self.unwritten.extend(due.into_iter().zip(verdicts));
-        pool.round(async |db| self.write_down(db).await).await?;
-        Ok(Next::Step)
+        // what is on its way is still untold for the table
+        due.retain(|due| !flights.has(due.order));
+        due.truncate(room);
+        if due.is_empty() {
+            return Ok(Next::Idle);
+        }
+        let full = due.len() == room;
+        flights.launch(due);
+        Ok(if full {
+            Next::Rest(self.config.lease / 3)
+        } else {
+            Next::Idle
+        })
     }
 
     /// What there is to send, if this replica is the one that sends.
-    async fn look(&mut self, db: &mut PgConnection) -> Result<Look, sqlx::Error> {
+    async fn look(
+        &mut self,
+        db: &mut PgConnection,
+        limit: u32,
+        room: usize,
+    ) -> Result<Look, sqlx::Error> {
         self.write_down(db).await?;
-        if !self.hold_lease(db).await? {
-            return Ok(Look::Nothing(Next::Rest(self.config.lease / 3)));
+        // not longer: the lease has to be renewed meanwhile
+        let rest = self.config.lease / 3;
+        if !self.hold_lease(db).await? || room == 0 {
+            return Ok(Look::Nothing(Next::Rest(rest)));
         }
         let pause = self.paused_until.saturating_duration_since(Instant::now());
         if !pause.is_zero() {
-            // not longer: the lease has to be renewed meanwhile
-            let rest = pause.min(self.config.lease / 3);
-            return Ok(Look::Nothing(Next::Rest(rest)));
+            return Ok(Look::Nothing(Next::Rest(pause.min(rest))));
         }
-        let limit = match self.channel {
-            Channel::Telegram(_) => self.config.in_flight,
-            Channel::Log => LOG_BATCH,
-        };
         let age = self.config.give_up_after.as_secs_f64();
+        // with what is on its way, which is among them
         let due = store::list_due(db, age, i64::from(limit)).await?;
-        Ok(if due.is_empty() {
-            Look::Nothing(Next::Idle)
-        } else {
-            Look::Due(due)
-        })
+        Ok(Look::Due(due))
     }
 
     /// Whether this replica may send for half a lease from now.
@@ -201,31 +212,14 @@ impl Delivery {
         Ok(true)
     }
 
-    async fn attempt(&self, due: &Due) -> Verdict {
-        let span = tracing::info_span!("delivery.tell", order.id = due.order);
-        if let Some(traceparent) = &due.traceparent {
-            // one message is about one order: whoever follows that order's trace finds what became of it
-            telemetry::set_parent(&span, traceparent);
-        }
-        let attempt = async {
-            if due.overdue {
-                return log(due, overdue(due, self.config.give_up_after));
-            }
-            let outcome = self.channel.tell(&due.message).await;
-            fail_point!("message-sent", |_| std::process::abort());
-            log(due, judge(due, outcome, &self.config))
-        };
-        attempt.instrument(span).await
-    }
-
-    /// One transaction for the outcomes of a step. A crash before it means that they are told again: at least once.
+    /// One transaction for all that has landed. A crash before it means that they are told again: at least once.
     async fn write_down(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         if self.unwritten.is_empty() {
             return Ok(());
         }
         fail_point!("messages-marking", |_| std::process::abort());
         let mut transaction = sqlx::Connection::begin(connection).await?;
-        let told = |(due, verdict): &(Due, Verdict)| (*verdict == Verdict::Told).then_some(due.id);
+        let told = |(due, verdict): &Landed| (*verdict == Verdict::Told).then_some(due.id);
         let told: Vec<i64> = self.unwritten.iter().filter_map(told).collect();
         if !told.is_empty() {
             store::mark_told(&mut transaction, &told).await?;
@@ -257,19 +251,6 @@ impl Delivery {
         }
         Ok(())
     }
-}
-
-fn log(due: &Due, verdict: Verdict) -> Verdict {
-    match &verdict {
-        Verdict::Again { error, .. } => {
-            tracing::info!(order.id = due.order, attempts = due.attempts + 1, error = %error, "message not told yet");
-        }
-        Verdict::GivenUp { attempts, reason } => {
-            tracing::warn!(order.id = due.order, attempts, reason = %reason, "message given up");
-        }
-        Verdict::Told | Verdict::Paused(_) => {}
-    }
-    verdict
 }
 
 /// How it is counted, after it is written down.

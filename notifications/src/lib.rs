@@ -2,7 +2,8 @@
 //!
 //! In: `inbox` (with `assignment`) polls, `hand` is what it has read, `saving` writes it, `dead_letters` takes what cannot be
 //! saved (`letter` is what one says), `replay` puts it back.
-//! Out: `delivery` tells what is untold through `telegram`, `verdict` says what came of it. Asked: `grpc` -> `history`. All SQL is in `store`.
+//! Out: `delivery` sends what is untold on its way (`flights`) through `telegram`, `verdict` says what came of it.
+//! Asked: `grpc` -> `history`. All SQL is in `store`.
 //! What an event is and what people read of it: `event`, `message`.
 
 pub mod app;
@@ -12,6 +13,7 @@ pub mod dead_letters;
 pub mod delivery;
 pub mod error;
 pub mod event;
+pub mod flights;
 pub mod grpc;
 mod hand;
 pub mod history;

@@ -14,11 +14,11 @@ use crate::{
 };
 
 const KEY: &str = "123456:the-key";
-const ALWAYS: u32 = u32::MAX;
+pub(crate) const ALWAYS: u32 = u32::MAX;
 const TOO_LONG: &str = "Bad Request: message is too long";
 
 /// Saves an untold message as the inbox does.
-async fn save(pool: &PgPool, order: i64, sequence: i32, status: &str) {
+pub(crate) async fn save(pool: &PgPool, order: i64, sequence: i32, status: &str) {
     let statement = "INSERT INTO notifications.message
         (user_id, order_id, sequence, status, message, created_at, source_topic, source_partition, source_offset)
         VALUES (7, $1, $2, $3, 'order ' || $1 || ' is ' || $3, now(), 'orders', 0, $1 * 10 + $2)";
@@ -29,11 +29,11 @@ async fn save(pool: &PgPool, order: i64, sequence: i32, status: &str) {
     insert.execute(pool).await.expect("saved");
 }
 
-fn through(telegram: &Telegram) -> Value {
+pub(crate) fn through(telegram: &Telegram) -> Value {
     json!({"telegram": {"api_key": KEY, "chat_id": -100200, "api_url": telegram.url}})
 }
 
-async fn reason(pool: &PgPool, order: i64) -> (i32, String) {
+pub(crate) async fn reason(pool: &PgPool, order: i64) -> (i32, String) {
     let statement = "SELECT attempts, give_up_reason FROM notifications.message
         WHERE order_id = $1 AND given_up_at IS NOT NULL";
     sqlx::query_as(statement)
@@ -43,7 +43,7 @@ async fn reason(pool: &PgPool, order: i64) -> (i32, String) {
         .expect("one given up")
 }
 
-async fn nothing_left(app: &TestApp) {
+pub(crate) async fn nothing_left(app: &TestApp) {
     eventually("every message has its end", || async {
         app.count("told_at IS NULL AND given_up_at IS NULL").await == 0
     })

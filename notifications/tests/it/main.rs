@@ -10,6 +10,7 @@ mod telegram;
 mod test_app;
 
 mod delivery;
+mod flights;
 mod history;
 mod inbox;
 mod outages;
