@@ -230,7 +230,7 @@ impl Delivery {
                 Verdict::Told => {}
                 Verdict::Again { error, wait } => {
                     let wait = wait.as_secs_f64();
-                    store::postpone(&mut transaction, due.id, due.order, error, wait).await?;
+                    store::postpone(&mut transaction, due, error, wait).await?;
                 }
                 Verdict::GivenUp { attempts, reason } => {
                     store::give_up(&mut transaction, due.id, *attempts, reason).await?;

@@ -6,10 +6,12 @@ use serde_json::json;
 use sqlx::PgPool;
 
 use crate::{
-    delivery::{nothing_left, reason, save, through},
+    delivery::{ALWAYS, nothing_left, reason, save, through},
     kafka::Kafka,
+    process::{Replica, config_of},
+    proxy::Proxy,
     telegram::{Answer, Telegram},
-    test_app::{TestApp, eventually},
+    test_app::{TestApp, count, eventually},
 };
 
 #[sqlx::test]
@@ -40,4 +42,35 @@ async fn a_message_that_hangs_holds_nobody_up(pool: PgPool) {
     texts.dedup();
     assert_eq!((texts.len(), telegram.count()), (40, 40), "each once");
     app.finish().await;
+}
+
+#[sqlx::test]
+async fn an_attempt_whose_commit_is_not_heard_of_counts_once(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    let proxy = Proxy::before(&pool);
+    save(&pool, 1, 1, "new").await;
+    save(&pool, 1, 2, "failed").await;
+    telegram.answer("order 1 ", Answer::Status(500), ALWAYS);
+    let mut changes = through(&telegram);
+    // a round with the silent connection is over in 1.5 s
+    changes["postgres"] =
+        json!({"connection_string": proxy.url(&pool), "statement_timeout": "500ms"});
+    changes["delivery"] = json!({"backoff": "10m", "longest_backoff": "10m"});
+    proxy.lose_commit();
+    let config = config_of(&pool, &kafka, changes);
+    // its database is behind a proxy that runs on this thread
+    let replica = tokio::task::spawn_blocking(move || Replica::start(&config));
+    let replica = replica.await.expect("started");
+    let failed = r#"notifications_counter_deliveries_total{outcome="failed"}"#;
+    eventually("it is written down again, and heard of", async || {
+        replica.metrics(failed).await.values().sum::<f64>() >= 1.0
+    })
+    .await;
+    assert!(!proxy.will_lose_commit(), "a commit was lost");
+    assert_eq!(telegram.count(), 1);
+    let once = "attempts = 1 AND last_error LIKE 'HTTP 500%' AND sequence = 1";
+    assert_eq!(count(&pool, once).await, 1);
+    let waiting = "next_attempt_at > now() + interval '9 minutes'";
+    assert_eq!(count(&pool, waiting).await, 2);
+    replica.kill();
 }
