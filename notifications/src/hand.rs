@@ -38,7 +38,9 @@ impl Hand {
                     at: event.occurred_at.unwrap_or_else(|| kafka_time(message)),
                     event,
                     source: (partition, offset),
-                    traceparent: kafka::traceparent(message).map(str::to_owned),
+                    traceparent: kafka::traceparent(message)
+                        .filter(|text| is_trace_context(text))
+                        .map(str::to_owned),
                 };
                 self.events.push((received, record));
             }
@@ -70,4 +72,37 @@ fn kafka_time(message: &BorrowedMessage<'_>) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
     });
     to_microsecond(at.unwrap_or_else(OffsetDateTime::now_utc))
+}
+
+/// Whether a header says what W3C has it say (Trace Context, version 00). Any other is as good as none: PostgreSQL would
+/// refuse a NUL in it, and with that a good event.
+fn is_trace_context(text: &str) -> bool {
+    let fits = |(at, byte): (usize, u8)| match at {
+        2 | 35 | 52 => byte == b'-',
+        _ => byte.is_ascii_hexdigit(),
+    };
+    text.len() == 55 && text.bytes().enumerate().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_trace_context_is_kept() {
+        let context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert!(is_trace_context(context));
+        for other in [
+            "",
+            "nonsense",
+            &context[..54],
+            &format!("{context}0"),
+            &context.replace('-', "0"),
+            &context.replace('f', "\0"),
+            &context.replace("af", "é"),
+            &context.replace("af", "-g"),
+        ] {
+            assert!(!is_trace_context(other), "{other:?}");
+        }
+    }
 }

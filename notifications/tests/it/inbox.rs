@@ -143,6 +143,29 @@ async fn what_cannot_be_saved_goes_to_the_dead_letters_and_the_partition_goes_on
 }
 
 #[sqlx::test]
+async fn a_header_that_is_no_trace_context_costs_no_event(pool: PgPool) {
+    let kafka = Kafka::new().await;
+    let at = "2026-03-01T10:00:00Z";
+    for (order, header) in [
+        (4, TRACEPARENT.replace('f', "\0")),
+        (8, "x".repeat(60_000)),
+        (12, TRACEPARENT.to_owned()),
+    ] {
+        let event = event(7, order, 1, "new", at);
+        kafka
+            .send_record(order, Some(event.as_bytes()), Some(&header))
+            .await;
+    }
+    let app = TestApp::start(&pool, &kafka, json!({})).await;
+    eventually("all are saved", || async { app.count("true").await == 3 }).await;
+    let kept = format!("order_id = 12 AND traceparent = '{TRACEPARENT}'");
+    assert_eq!(app.count(&kept).await, 1);
+    assert_eq!(app.count("traceparent IS NULL").await, 2);
+    assert!(kafka.dead_letters(0).is_empty());
+    app.finish().await;
+}
+
+#[sqlx::test]
 async fn a_topic_read_again_by_older_publishers_too_saves_nothing_twice(pool: PgPool) {
     let mut kafka = Kafka::new().await;
     let before = time::OffsetDateTime::now_utc().unix_timestamp();
