@@ -6,7 +6,7 @@ use std::time::Duration;
 use platform::error::StartError;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use tracing::{Instrument as _, field::Empty};
+use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::config::TelegramConfig;
 
@@ -14,6 +14,9 @@ use crate::config::TelegramConfig;
 const DEFAULT_PAUSE: Duration = Duration::from_secs(30);
 /// A 429 is believed up to here: a stand-in's nonsense must not silence the service for a year.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// How much of an answer is read. A message that is told comes back in it, each character escaped, and what is cut short is no
+/// answer: four times what the longest message makes.
+const ANSWER_BYTES: usize = 256 * 1024;
 /// How much of a refusal is kept as a reason.
 const REASON_CHARS: usize = 300;
 /// What a 400 says when the text is what is wrong; in capitals with underscores where it comes from behind the Bot API.
@@ -67,8 +70,11 @@ struct SendMessage<'a> {
     text: &'a str,
 }
 
+/// What Telegram says, whichever it is; nothing at all if what came is not of Telegram.
 #[derive(Default, Deserialize)]
-struct Refusal {
+struct Answer {
+    #[serde(default)]
+    ok: bool,
     #[serde(default)]
     description: String,
     #[serde(default)]
@@ -120,6 +126,17 @@ impl Channel {
 
 impl Telegram {
     async fn send(&self, text: &str) -> Outcome {
+        let span = tracing::info_span!(
+            "telegram.sendMessage",
+            otel.kind = "client",
+            http.status = Empty
+        );
+        let called = self.call(text).instrument(span).await;
+        // without the URL: it holds the key, and this text goes to the log and to the database
+        called.unwrap_or_else(|error| Outcome::Failed(describe(&error.without_url())))
+    }
+
+    async fn call(&self, text: &str) -> Result<Outcome, reqwest::Error> {
         let url = format!(
             "{}/bot{}/sendMessage",
             self.api_url,
@@ -129,39 +146,46 @@ impl Telegram {
             chat_id: &self.chat,
             text,
         };
-        let span = tracing::info_span!(
-            "telegram.sendMessage",
-            otel.kind = "client",
-            http.status = Empty
-        );
-        let sending = self.http.post(url).json(&message).send();
-        let response = match sending.instrument(span.clone()).await {
-            Ok(response) => response,
-            // without the URL: it holds the key, and this text goes to the log and to the database
-            Err(error) => return Outcome::Failed(describe(&error.without_url())),
-        };
-        let status = response.status().as_u16();
-        span.record("http.status", status);
-        if response.status().is_success() {
-            return Outcome::Told;
-        }
+        let response = self.http.post(url).json(&message).send().await?;
+        let status = response.status();
+        Span::current().record("http.status", status.as_u16());
         let header = response
             .headers()
             .get(reqwest::header::RETRY_AFTER)
             .and_then(|value| value.to_str().ok()?.parse().ok());
-        let refusal: Refusal = response.json().await.unwrap_or_default();
-        judge(status, header, &refusal)
+        let answer = match read(response).await {
+            // nobody knows whether it is told
+            Err(error) if status.is_success() => return Err(error),
+            answer => answer.unwrap_or_default(),
+        };
+        Ok(judge(status.as_u16(), header, &answer))
     }
 }
 
-/// Only a 413, and a 400 that says so, speak of the message. Any other 400, as 401, 403 and 404, speaks of the key or the
-/// chat (not found, upgraded to a supergroup): an operator can mend those while the message waits.
-fn judge(status: u16, retry_after_header: Option<u64>, refusal: &Refusal) -> Outcome {
-    let description: String = refusal.description.chars().take(REASON_CHARS).collect();
+/// Reads an answer, a bounded part of it.
+async fn read(mut response: reqwest::Response) -> Result<Answer, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = ANSWER_BYTES - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == ANSWER_BYTES {
+            break;
+        }
+    }
+    Ok(serde_json::from_slice(&body).unwrap_or_default())
+}
+
+/// Told is what Telegram says is: a proxy's page has a 200 too. Only a 413, and a 400 that says so, speak of the message. Any
+/// other 400, as 401, 403 and 404, speaks of the key or the chat (not found, upgraded to a supergroup): an operator can mend
+/// those while the message waits.
+fn judge(status: u16, retry_after_header: Option<u64>, answer: &Answer) -> Outcome {
+    let description: String = answer.description.chars().take(REASON_CHARS).collect();
     let reason = format!("HTTP {status} {description}").trim_end().to_owned();
     match status {
+        200..300 if answer.ok => Outcome::Told,
+        200..300 => Outcome::Failed(format!("no answer of Telegram's: {reason}")),
         429 => {
-            let asked = refusal.parameters.retry_after.or(retry_after_header);
+            let asked = answer.parameters.retry_after.or(retry_after_header);
             let pause = asked.map_or(DEFAULT_PAUSE, Duration::from_secs);
             // 0 would be a busy loop against a server that is asking for mercy
             Outcome::Paused(pause.clamp(Duration::from_secs(1), LONGEST_PAUSE))
@@ -198,13 +222,13 @@ fn describe(error: &reqwest::Error) -> String {
 mod tests {
     use super::*;
 
-    fn refusal(json: &str) -> Refusal {
-        serde_json::from_str(json).expect("a refusal")
+    fn answer(json: &str) -> Answer {
+        serde_json::from_str(json).expect("an answer")
     }
 
     #[test]
     fn a_429_pauses_for_as_long_as_it_says() {
-        let body = refusal(
+        let body = answer(
             r#"{"ok":false,"error_code":429,"description":"Too Many Requests","parameters":{"retry_after":7}}"#,
         );
         assert_eq!(
@@ -212,20 +236,37 @@ mod tests {
             Outcome::Paused(Duration::from_secs(7))
         );
         assert_eq!(
-            judge(429, Some(3), &Refusal::default()),
+            judge(429, Some(3), &Answer::default()),
             Outcome::Paused(Duration::from_secs(3))
         );
         assert_eq!(
-            judge(429, None, &Refusal::default()),
+            judge(429, None, &Answer::default()),
             Outcome::Paused(DEFAULT_PAUSE)
         );
         assert_eq!(
-            judge(429, Some(0), &Refusal::default()),
+            judge(429, Some(0), &Answer::default()),
             Outcome::Paused(Duration::from_secs(1))
         );
         assert_eq!(
-            judge(429, Some(u64::MAX), &Refusal::default()),
+            judge(429, Some(u64::MAX), &Answer::default()),
             Outcome::Paused(LONGEST_PAUSE)
+        );
+    }
+
+    #[test]
+    fn told_is_what_telegram_says_is() {
+        let told = answer(r#"{"ok":true,"result":{"message_id":1,"text":"order 1 is new"}}"#);
+        assert_eq!(judge(200, None, &told), Outcome::Told);
+        let failed = |why: &str| Outcome::Failed(format!("no answer of Telegram's: {why}"));
+        let page = Answer::default();
+        assert_eq!(judge(200, None, &page), failed("HTTP 200"));
+        assert_eq!(judge(204, None, &page), failed("HTTP 204"));
+        let not = answer(r#"{"ok":false,"description":"later"}"#);
+        assert_eq!(judge(200, None, &not), failed("HTTP 200 later"));
+        // whatever it says: it is not a 2xx
+        assert_eq!(
+            judge(500, None, &told),
+            Outcome::Failed("HTTP 500".to_owned())
         );
     }
 
@@ -239,14 +280,14 @@ mod tests {
             "Bad Request: strings must be encoded in UTF-8",
             "Bad Request: can't parse entities: unsupported start tag",
         ] {
-            let body = refusal(&format!(r#"{{"ok":false,"description":"{description}"}}"#));
+            let body = answer(&format!(r#"{{"ok":false,"description":"{description}"}}"#));
             assert_eq!(
                 judge(400, None, &body),
                 Outcome::Refused(format!("HTTP 400 {description}"))
             );
         }
         assert_eq!(
-            judge(413, None, &Refusal::default()),
+            judge(413, None, &Answer::default()),
             Outcome::Refused("HTTP 413".into())
         );
     }
@@ -263,7 +304,7 @@ mod tests {
             "Bad Request: PEER_ID_INVALID",
             "Bad Request: TOPIC_CLOSED",
         ] {
-            let body = refusal(&format!(r#"{{"ok":false,"description":"{description}"}}"#));
+            let body = answer(&format!(r#"{{"ok":false,"description":"{description}"}}"#));
             assert_eq!(
                 judge(400, None, &body),
                 Outcome::Failed(format!("HTTP 400 {description}"))
@@ -271,7 +312,7 @@ mod tests {
         }
         for status in [302, 400, 401, 403, 404, 408, 500, 502, 503] {
             assert_eq!(
-                judge(status, None, &Refusal::default()),
+                judge(status, None, &Answer::default()),
                 Outcome::Failed(format!("HTTP {status}"))
             );
         }

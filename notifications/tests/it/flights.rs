@@ -45,6 +45,26 @@ async fn a_message_that_hangs_holds_nobody_up(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn a_page_that_is_not_of_telegram_tells_nothing(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    for order in 1..=3 {
+        save(&pool, order, 1, "new").await;
+    }
+    telegram.answer("order 1 ", Answer::Page, 2);
+    telegram.answer("order 2 ", Answer::Page, ALWAYS);
+    // read to its end, it would be an answer that does not come in time
+    telegram.answer("order 3 ", Answer::EndlessPage, ALWAYS);
+    let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
+    nothing_left(&app).await;
+    assert_eq!(app.count("told_at IS NOT NULL AND attempts = 3").await, 1);
+    let failed = "failed 3 times, last: no answer of Telegram's: HTTP 200";
+    for order in [2, 3] {
+        assert_eq!(reason(&pool, order).await, (3, failed.to_owned()));
+    }
+    app.finish().await;
+}
+
+#[sqlx::test]
 async fn an_attempt_whose_commit_is_not_heard_of_counts_once(pool: PgPool) {
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     let proxy = Proxy::before(&pool);

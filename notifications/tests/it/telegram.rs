@@ -2,14 +2,17 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Path, State},
     http::StatusCode,
+    response::{IntoResponse as _, Response},
     routing::post,
 };
 use serde_json::{Value, json};
@@ -18,6 +21,8 @@ use tokio::{net::TcpListener, task::JoinSet};
 /// The description of what it does not tell, where a test does not care.
 const UNTOLD: &str = "as the test says";
 
+const PAGE: &str = "<p>hello</p>";
+
 /// What it answers to a text that contains a word.
 #[derive(Clone, Copy)]
 pub(crate) enum Answer {
@@ -25,6 +30,10 @@ pub(crate) enum Answer {
     BadRequest(&'static str),
     RetryAfter(u64),
     Slow(Duration),
+    /// As a proxy in between says hello: a 200 that is not of Telegram.
+    Page,
+    /// The same, and it never ends.
+    EndlessPage,
 }
 
 /// One call, as it came.
@@ -93,7 +102,7 @@ async fn send_message(
     State(shared): State<Shared>,
     Path(path): Path<String>,
     Json(body): Json<Value>,
-) -> (StatusCode, Json<Value>) {
+) -> Response {
     let text = body["text"].as_str().unwrap_or_default().to_owned();
     shared.calls.lock().expect("no panic").push(Call {
         path,
@@ -111,23 +120,25 @@ async fn send_message(
         })
     };
     let (code, description, parameters) = match answer {
-        None => {
-            return (
-                StatusCode::OK,
-                Json(json!({"ok": true, "result": {"message_id": 1}})),
-            );
-        }
+        None => return told(),
         Some(Answer::Slow(pause)) => {
             tokio::time::sleep(pause).await;
-            return (
-                StatusCode::OK,
-                Json(json!({"ok": true, "result": {"message_id": 1}})),
-            );
+            return told();
+        }
+        Some(Answer::Page) => return PAGE.into_response(),
+        Some(Answer::EndlessPage) => {
+            let pages = futures::stream::repeat_with(|| Ok::<_, Infallible>(PAGE));
+            return Body::from_stream(pages).into_response();
         }
         Some(Answer::Status(code)) => (code, UNTOLD, json!({})),
         Some(Answer::BadRequest(description)) => (400, description, json!({})),
         Some(Answer::RetryAfter(seconds)) => (429, UNTOLD, json!({"retry_after": seconds})),
     };
     let body = json!({"ok": false, "error_code": code, "description": description, "parameters": parameters});
-    (StatusCode::from_u16(code).expect("a code"), Json(body))
+    let code = StatusCode::from_u16(code).expect("a code");
+    (code, Json(body)).into_response()
+}
+
+fn told() -> Response {
+    Json(json!({"ok": true, "result": {"message_id": 1}})).into_response()
 }
