@@ -125,7 +125,7 @@ async fn save_part(
     topic: &str,
     part: &[&Received],
 ) -> Result<Attempt, sqlx::Error> {
-    let mut transaction = db.begin().await?;
+    let mut transaction = db.begin_with(store::BEGIN_SAVING).await?;
     match insert(&mut transaction, topic, part).await {
         Ok(verdicts) => {
             transaction.commit().await?;

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 
 use crate::{
     delivery::{ALWAYS, nothing_left, reason, save, through},
-    kafka::Kafka,
+    kafka::{Kafka, event},
     process::{Replica, config_of},
     proxy::Proxy,
     telegram::{Answer, Telegram},
@@ -41,6 +41,40 @@ async fn a_message_that_hangs_holds_nobody_up(pool: PgPool) {
     texts.sort();
     texts.dedup();
     assert_eq!((texts.len(), telegram.count()), (40, 40), "each once");
+    app.finish().await;
+}
+
+#[sqlx::test]
+async fn what_comes_later_in_an_order_waits_with_what_failed(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    telegram.answer("order 4 ", Answer::Status(500), ALWAYS);
+    let mut changes = through(&telegram);
+    changes["delivery"] = json!({"backoff": "10m", "longest_backoff": "10m"});
+    let app = TestApp::start(&pool, &kafka, changes).await;
+    let at = "2026-03-01T10:00:00Z";
+    kafka.send(4, &event(7, 4, 1, "new", at)).await;
+    eventually("the first one failed", async || {
+        app.count("attempts = 1").await == 1
+    })
+    .await;
+    kafka.send(4, &event(7, 4, 2, "failed", at)).await;
+    // read after it, from the same partition
+    kafka.send(8, &event(7, 8, 1, "new", at)).await;
+    eventually("another order is told", async || {
+        app.count("order_id = 8 AND told_at IS NOT NULL").await == 1
+    })
+    .await;
+    let waiting = "order_id = 4 AND next_attempt_at > now() + interval '9 minutes'";
+    assert_eq!(app.count(waiting).await, 2, "out of the way of every look");
+    let sooner = "UPDATE notifications.message SET next_attempt_at = now()";
+    telegram.answer("order 4 ", Answer::Status(500), 0);
+    sqlx::query(sooner).execute(&pool).await.expect("due");
+    nothing_left(&app).await;
+    let texts = telegram.texts();
+    assert_eq!(
+        texts[texts.len() - 2..],
+        ["order 4 is new", "order 4 is failed"]
+    );
     app.finish().await;
 }
 
