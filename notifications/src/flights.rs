@@ -15,8 +15,8 @@ use crate::{
     verdict::{Verdict, judge, overdue},
 };
 
-/// Messages at once when they only go to the log.
-const LOG_BATCH: u32 = 500;
+/// Messages at once when they only go to the log: one transaction writes them down, and a crash before it repeats as many.
+const LOG_BATCH: u32 = 100;
 
 /// A message, and what came of it.
 pub type Landed = (Due, Verdict);
