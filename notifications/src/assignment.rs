@@ -58,19 +58,28 @@ impl Assignment {
     /// waits for records each answer may take half a second.
     ///
     /// # Errors
-    /// A broker that does not answer; what was not asked about shows what it showed.
+    /// The first of a broker that does not answer. One partition that fails, without a leader say, leaves the others to be
+    /// asked about; itself it shows what it showed.
     pub fn measure(
         &self,
         consumer: &impl Consumer<Assignment>,
         bound: Duration,
         ended: &CancellationToken,
     ) -> KafkaResult<()> {
+        let mut failure = None;
         for element in consumer.committed(bound)?.elements() {
             if ended.is_cancelled() {
                 break;
             }
             let partition = element.partition();
-            let (first, end) = consumer.fetch_watermarks(element.topic(), partition, bound)?;
+            let asked = consumer.fetch_watermarks(element.topic(), partition, bound);
+            let (first, end) = match asked {
+                Ok(watermarks) => watermarks,
+                Err(error) => {
+                    failure.get_or_insert(error);
+                    continue;
+                }
+            };
             let next = match element.offset() {
                 Offset::Offset(offset) => offset.max(first),
                 _ => first,
@@ -82,7 +91,7 @@ impl Assignment {
                     .set((end - next).max(0));
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Stops what comes in, from partitions that arrive later too.
