@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use fail::fail_point;
 use platform::{
     grpc::registered,
     pg::{self, Failure},
@@ -128,6 +129,7 @@ async fn save_part(
     let mut transaction = db.begin_with(store::BEGIN_SAVING).await?;
     match insert(&mut transaction, topic, part).await {
         Ok(verdicts) => {
+            fail_point!("events-committing", |_| std::process::abort());
             transaction.commit().await?;
             Ok(Attempt::Saved(verdicts))
         }
