@@ -45,6 +45,31 @@ async fn a_message_that_hangs_holds_nobody_up(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn whoever_takes_over_waits_as_long_as_telegram_asked(pool: PgPool) {
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    telegram.answer("order 1 ", Answer::RetryAfter(4), 1);
+    save(&pool, 1, 1, "new").await;
+    let first = TestApp::start(&pool, &kafka, through(&telegram)).await;
+    eventually("the pause is written down", async || {
+        let paused = "SELECT paused_until > now() FROM notifications.sender";
+        sqlx::query_scalar::<_, bool>(paused)
+            .fetch_one(&pool)
+            .await
+            .expect("the sender")
+    })
+    .await;
+    // it gives the lease back, which the other asks for every second
+    let second = TestApp::start(&pool, &kafka, through(&telegram)).await;
+    first.finish().await;
+    nothing_left(&second).await;
+    let calls = telegram.calls();
+    assert_eq!(calls.len(), 2);
+    let pause = calls[1].at - calls[0].at;
+    assert!(pause >= Duration::from_millis(3900), "only {pause:?}");
+    second.finish().await;
+}
+
+#[sqlx::test]
 async fn what_comes_later_in_an_order_waits_with_what_failed(pool: PgPool) {
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     telegram.answer("order 4 ", Answer::Status(500), ALWAYS);

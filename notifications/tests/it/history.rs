@@ -11,6 +11,8 @@ use crate::{
     test_app::{TestApp, date, request},
 };
 
+const PAGES: i64 = 50;
+
 /// `count` messages of a user, five a second from `from` on; every order has three.
 async fn fill(pool: &PgPool, user: i64, from: &str, count: i32) {
     let statement = "INSERT INTO notifications.message
@@ -120,6 +122,45 @@ async fn pages_put_together_are_the_whole(pool: PgPool) {
         assert_eq!(pages, whole.messages, "pages of {page_size}");
     }
     app.finish().await;
+}
+
+/// What PostgreSQL counts, so that it is the plan of the service's own statement and not of a copy.
+#[sqlx::test]
+async fn a_page_reads_its_own_rows_from_the_index_wherever_it_is(pool: PgPool) {
+    for user in 1..=20 {
+        fill(&pool, user, "2024-01-01 00:00:00Z", 1000).await;
+    }
+    let analyze = "VACUUM ANALYZE notifications.message";
+    sqlx::query(analyze).execute(&pool).await.expect("analyzed");
+    let mut app = app(&pool).await;
+    let (mut given, mut token) = (0, String::new());
+    for _ in 0..PAGES {
+        let page = GetHistoryWithPeriodRequest {
+            page_size: 10,
+            page_token: token,
+            ..request(7, (1, 1, 1), (9999, 12, 31))
+        };
+        let page = app.grpc.get_history_with_period(page).await;
+        let page = page.expect("a page").into_inner();
+        given += page.messages.len() as i64;
+        token = page.next_page_token;
+    }
+    assert_eq!(given, PAGES * 10);
+    // its connections end, and with that they tell what they counted
+    app.finish().await;
+    let counted = async || {
+        let scans = "SELECT idx_scan, idx_tup_read FROM pg_stat_user_indexes
+            WHERE schemaname = 'notifications' AND indexrelname = 'message_history'";
+        let scans = sqlx::query_as::<_, (i64, i64)>(scans).fetch_one(&pool);
+        scans.await.expect("an index")
+    };
+    eventually("each page was one scan", async || {
+        counted().await.0 >= PAGES
+    })
+    .await;
+    let (_, read) = counted().await;
+    // each reads one more than it gives; all that its user has would be a thousand
+    assert!(read <= PAGES * 12, "{read} rows read for {given}");
 }
 
 #[sqlx::test]
