@@ -115,7 +115,10 @@ struct Door {
 impl Door {
     async fn message<Req: DeserializeOwned>(&self, body: Body) -> Result<Req, Response> {
         let body = tokio::time::timeout(self.body_time, read(body, self.body_bytes)).await;
-        let body = body.unwrap_or_else(|_| Err(late()))?;
+        let body = match body {
+            Ok(read) => read?,
+            Err(_) => return Err(late()),
+        };
         message(&body).map_err(|cause| {
             problem(
                 StatusCode::BAD_REQUEST,

@@ -8,7 +8,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     kafka::Kafka,
-    test_app::{TestApp, date, request},
+    test_app::{TestApp, date, eventually, request},
 };
 
 const PAGES: i64 = 50;
