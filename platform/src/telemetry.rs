@@ -208,10 +208,8 @@ pub fn traceparent() -> Option<String> {
 /// Whether somebody records the trace that `traceparent` belongs to.
 pub fn is_sampled(traceparent: &str) -> bool {
     // asked of every event and of every call of a batch: the last bit of the flags says it, nothing else has to be read
-    let flags = traceparent
-        .get(53..55)
-        .and_then(|flags| u8::from_str_radix(flags, 16).ok());
-    flags.is_some_and(|flags| flags & 1 == 1)
+    let flags = traceparent.get(53..55).unwrap_or_default();
+    u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1)
 }
 
 /// Makes `span` a child of the span that `traceparent` names; anything unreadable is ignored.
