@@ -15,8 +15,9 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
-use crate::{binaries::Binaries, signals::Stop};
+use crate::{binaries::Binaries, signals::Stop, stack::Options};
 
 use calls::Shape;
 use measure::{Figures, Pace, Span};
@@ -40,6 +41,8 @@ pub enum What {
     ListOrder(Plan),
     /// Orders that fall due at once are swept while others are made
     Expiry(Plan),
+    /// CreateOrder at ten times what a LOMS that is kept small can do: how much of that it still does
+    Overload(Plan),
     /// Events that have gathered are carried to the broker
     Relay(Plan),
     /// ListCart of carts filled before, prices cached
@@ -59,6 +62,7 @@ impl What {
             What::Stocks(_) => "stocks",
             What::ListOrder(_) => "list-order",
             What::Expiry(_) => "expiry",
+            What::Overload(_) => "overload",
             What::Relay(_) => "relay",
             What::ListCart(_) => "list-cart",
             What::Events(_) => "events",
@@ -85,6 +89,10 @@ impl What {
                 "{} lines, {}, {} orders in the tables",
                 plan.lines, plan.skus, plan.filled
             ),
+            _ if plan.replicas > 1 => format!(
+                "{} lines, {}, {} replicas",
+                plan.lines, plan.skus, plan.replicas
+            ),
             _ => format!("{} lines, {}", plan.lines, plan.skus),
         }
     }
@@ -98,6 +106,7 @@ impl What {
             | What::Stocks(plan)
             | What::ListOrder(plan)
             | What::Expiry(plan)
+            | What::Overload(plan)
             | What::Relay(plan)
             | What::ListCart(plan)
             | What::Events(plan)
@@ -139,6 +148,9 @@ pub struct Plan {
     /// Payed orders in the tables before the load, written by SQL
     #[arg(long, default_value_t = 0)]
     filled: i64,
+    /// Processes of LOMS on the one database, each with its share of the callers
+    #[arg(long, default_value_t = 1)]
+    replicas: usize,
     /// Write the report here as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -194,6 +206,9 @@ pub async fn run(what: &What, binaries: Option<Binaries>) -> Result<()> {
         let json = serde_json::to_string_pretty(&report)?;
         std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
+    if matches!(what, What::Overload(_)) {
+        report.expect_goodput()?;
+    }
     report.expect_clean()
 }
 
@@ -206,7 +221,13 @@ pub(crate) async fn measured(what: &What, binaries: Option<Binaries>) -> Result<
             ca: plan.ca.clone(),
         })?,
         (None, Some(binaries)) => {
-            Target::own(binaries, payment_timeout(what), what.services()).await?
+            let options = Options {
+                payment_timeout: payment_timeout(what),
+                services: what.services(),
+                settings: settings(what),
+                ..Options::new(binaries)
+            };
+            Target::own(&options, plan.replicas).await?
         }
         (None, None) => anyhow::bail!("neither a server nor the services' binaries"),
     };
@@ -223,6 +244,17 @@ fn payment_timeout(what: &What) -> &'static str {
         "2s"
     } else {
         "1h"
+    }
+}
+
+/// So small in the overload that its callers, who share the machine, can ask for ten times what it does.
+fn settings(what: &What) -> Value {
+    match what {
+        What::Overload(_) => json!({"loms": {
+            "orders": {"batch_orders": 1, "queue": 32},
+            "limits": {"in_flight": 64},
+        }}),
+        _ => Value::Null,
     }
 }
 
@@ -268,6 +300,7 @@ async fn put(
         What::Stocks(_) => orders::stocks(plan, target).await?,
         What::ListOrder(_) => orders::list_order(plan, target).await?,
         What::Expiry(_) => orders::expiry(plan, target, measured).await?,
+        What::Overload(_) => orders::overload(plan, target, measured).await?,
         What::ListCart(_) => carts::list(plan, target, measured).await?,
         What::Events(_) => events::save_and_show(plan, target, measured).await?,
         What::Relay(_) => {

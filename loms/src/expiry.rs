@@ -5,6 +5,7 @@ use std::{sync::LazyLock, time::Duration};
 use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks, telemetry};
 use prometheus::{Histogram, HistogramOpts};
 use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::{
@@ -22,6 +23,10 @@ const SHORTEST_SLEEP: Duration = Duration::from_millis(50);
 /// The longest wait for a row of stock: far more than a batch holds it, and the rows that the sweep has by then are missed.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
+/// After a sweep that leaves more to do, of the time that it took: an outage makes a hundred thousand orders due at once,
+/// and the sweeper holds the stock that new orders wait for.
+const REST: f64 = 0.65;
+
 /// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
 pub(crate) fn start(
     mut db: OwnConnection,
@@ -34,9 +39,10 @@ pub(crate) fn start(
     let stopping = tasks.stopping();
     tasks.worker("expiry", async move {
         loop {
+            let began = Instant::now();
             let pause = match step(&mut db, bound, batch, &relay).await {
-                Ok(None) if !stopping.is_cancelled() => continue,
-                Ok(pause) => pause.unwrap_or(SHORTEST_SLEEP),
+                Ok(None) => began.elapsed().mul_f64(REST),
+                Ok(Some(pause)) => pause,
                 Err(error) => {
                     tracing::warn!(error = %error, "sweep failed");
                     LONGEST_SLEEP

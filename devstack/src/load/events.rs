@@ -22,7 +22,7 @@ use super::{
     Plan,
     calls::code,
     measure::{self, Caller, Figures},
-    target::Target,
+    target::{Target, until_none},
 };
 
 const USERS: i64 = 10_000;
@@ -35,7 +35,8 @@ const EVENTS_OF_AN_ORDER: i64 = 3;
 const CHUNK: i64 = 10_000;
 /// From the restart to the last event.
 const BOUND: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(20);
+/// Each look counts what is saved.
+const POLL: Duration = Duration::from_millis(250);
 
 /// Saves `plan.prepared` events, then shows a month of random users to `plan.clients` callers.
 pub(super) async fn save_and_show(
@@ -58,6 +59,14 @@ pub(super) async fn save_and_show(
     measured.push(("events".into(), events as f64));
     measured.push(("events_saved_per_second".into(), rate));
     stack.wait_ready().await?;
+    // what has been saved is being told, and the tables are written back: another load than the one that follows
+    let untold =
+        "SELECT count(*) FROM notifications.message WHERE told_at IS NULL AND given_up_at IS NULL";
+    let told = until_none(&mut db, untold, BOUND).await?;
+    measured.push(("all_told_s".into(), told.context("never told")?));
+    for statement in ["VACUUM ANALYZE notifications.message", "CHECKPOINT"] {
+        sqlx::raw_sql(statement).execute(&mut db).await?;
+    }
 
     let channel = target.channel();
     let call = move |mut caller: Caller| {

@@ -32,17 +32,24 @@ pub(super) struct Span {
     pub(super) measured: Duration,
 }
 
-/// What came back.
+/// What came back. Calls that were turned away are counted apart: how fast a no is says nothing of how fast the work is.
 #[derive(Debug)]
 pub(super) struct Tally {
     latency: Histogram<u64>,
+    refusals: Histogram<u64>,
     codes: BTreeMap<String, u64>,
 }
 
-/// The figures of a run, in milliseconds and calls a second.
+/// What a call that was done is counted as begins so.
+const DONE: &str = "OK";
+
+/// The figures of a run, in milliseconds and calls a second, of the calls that were done.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figures {
     pub(super) calls: u64,
+    /// Those that were not.
+    pub(super) refused: u64,
+    pub(super) refused_p99_ms: f64,
     pub(super) per_second: f64,
     pub(super) p50_ms: f64,
     pub(super) p90_ms: f64,
@@ -57,18 +64,25 @@ impl Tally {
     fn new() -> Result<Tally> {
         Ok(Tally {
             latency: Histogram::new_with_max(LONGEST_US, 3)?,
+            refusals: Histogram::new_with_max(LONGEST_US, 3)?,
             codes: BTreeMap::new(),
         })
     }
 
     fn note(&mut self, took: Duration, answer: String) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(LONGEST_US);
-        self.latency.saturating_record(micros.max(1));
+        let histogram = if answer.starts_with(DONE) {
+            &mut self.latency
+        } else {
+            &mut self.refusals
+        };
+        histogram.saturating_record(micros.max(1));
         *self.codes.entry(answer).or_default() += 1;
     }
 
     fn add(&mut self, other: Tally) -> Result<()> {
         self.latency.add(other.latency)?;
+        self.refusals.add(other.refusals)?;
         for (answer, count) in other.codes {
             *self.codes.entry(answer).or_default() += count;
         }
@@ -78,7 +92,9 @@ impl Tally {
     fn figures(self, measured: Duration) -> Figures {
         let at = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1000.0;
         Figures {
-            calls: self.latency.len(),
+            calls: self.latency.len() + self.refusals.len(),
+            refused: self.refusals.len(),
+            refused_p99_ms: self.refusals.value_at_quantile(0.99) as f64 / 1000.0,
             per_second: self.latency.len() as f64 / measured.as_secs_f64(),
             p50_ms: at(0.5),
             p90_ms: at(0.9),
@@ -105,10 +121,15 @@ where
     let began = Instant::now();
     let window = (began + span.warmup, began + span.warmup + span.measured);
     let tally = match pace {
-        Pace::Closed { clients } => closed(clients, window, seed, call).await?,
+        Pace::Closed { clients } => {
+            let tally = closed(clients, window, seed, call).await?;
+            // what ended after the window is not in it
+            return Ok(tally.figures(span.measured));
+        }
         Pace::Open { rate, clients } => open(rate, clients, began, window, seed, call).await?,
     };
-    Ok(tally.figures(span.measured))
+    // a schedule that could not be kept has taken longer than it should
+    Ok(tally.figures(span.measured.max(window.0.elapsed())))
 }
 
 async fn closed<F, Fut>(

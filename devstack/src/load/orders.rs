@@ -8,7 +8,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use super::{
     Plan,
     calls::{self, Prepared},
-    measure::{self, Figures},
+    measure::{self, Figures, Pace},
     target::{Target, until_none},
 };
 
@@ -17,6 +17,10 @@ pub(super) async fn prepare(plan: &Plan, target: &Target) -> Result<Prepared> {
 }
 
 pub(super) async fn create(plan: &Plan, target: &Target) -> Result<Figures> {
+    create_at(plan.pace(), plan, target).await
+}
+
+async fn create_at(pace: Pace, plan: &Plan, target: &Target) -> Result<Figures> {
     let (loms, shape) = (target.loms(), plan.shape());
     let call = move |mut caller: measure::Caller| {
         let (mut client, shape) = (loms(caller.index), shape.clone());
@@ -25,7 +29,35 @@ pub(super) async fn create(plan: &Plan, target: &Target) -> Result<Figures> {
             (caller, Some(answer))
         }
     };
-    measure::run(plan.pace(), plan.span(), 1, call).await
+    measure::run(pace, plan.span(), 1, call).await
+}
+
+/// How many times the peak is asked for.
+const OVERLOAD: f64 = 10.0;
+/// Calls that the schedule may have on their way: it does not wait for a service that is slow.
+const CROWD: usize = 16_384;
+
+/// The peak in a closed loop, then a schedule of ten times as many.
+pub(super) async fn overload(
+    plan: &Plan,
+    target: &Target,
+    measured: &mut Vec<(String, f64)>,
+) -> Result<Figures> {
+    let peak = create(plan, target).await?;
+    let crowd = Pace::Open {
+        rate: peak.per_second * OVERLOAD,
+        clients: CROWD,
+    };
+    let figures = create_at(crowd, plan, target).await?;
+    let offered =
+        figures.per_second * figures.calls as f64 / (figures.calls - figures.refused) as f64;
+    measured.push(("peak_per_second".into(), peak.per_second));
+    measured.push(("offered_of_peak".into(), offered / peak.per_second));
+    measured.push((
+        "goodput_of_peak".into(),
+        figures.per_second / peak.per_second,
+    ));
+    Ok(figures)
 }
 
 pub(super) async fn mixed(
@@ -117,6 +149,10 @@ pub(super) async fn expiry(
     measured.push(("swept_orders".into(), many as f64));
     measured.push(("swept_per_second".into(), many as f64 / swept));
     measured.push(("creates_per_second_before".into(), before.per_second));
+    measured.push((
+        "creates_of_before".into(),
+        during.per_second / before.per_second,
+    ));
     Ok(during)
 }
 

@@ -8,6 +8,11 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 use super::{measure::Figures, target::Target};
 
+/// Of the peak, what has to be done of ten times as much.
+const LEAST_GOODPUT: f64 = 0.8;
+/// `limits.request_timeout`: what is let in is answered within it.
+const DEADLINE_MS: f64 = 5_000.0;
+
 /// One run.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
@@ -122,11 +127,8 @@ impl Report {
             "p50_ms" => Some(figures.p50_ms),
             "p99_ms" => Some(figures.p99_ms),
             "max_ms" => Some(figures.max_ms),
-            "refused" => {
-                let refused = figures.answers.iter();
-                let refused = refused.filter(|(answer, _)| !answer.starts_with("OK"));
-                Some(refused.map(|(_, count)| *count).sum::<u64>() as f64)
-            }
+            "refused" => Some(figures.refused as f64),
+            "refused_p99_ms" => Some(figures.refused_p99_ms),
             _ => None,
         });
         let measured = self.measured.iter().find(|(measured, _)| measured == name);
@@ -141,6 +143,19 @@ impl Report {
         ensure!(
             self.audit_clean != Some(false),
             "the audit found differences"
+        );
+        Ok(())
+    }
+
+    /// # Errors
+    /// Asked for more than it can do, the system did much less than it can, or late.
+    pub(crate) fn expect_goodput(&self) -> Result<()> {
+        let goodput = self.figure("goodput_of_peak").unwrap_or_default();
+        let p99 = self.figure("p99_ms").unwrap_or(f64::INFINITY);
+        ensure!(
+            goodput >= LEAST_GOODPUT && p99 < DEADLINE_MS,
+            "overload: goodput {goodput:.2} of the peak, at least {LEAST_GOODPUT} is asked for; p99 of what was done \
+             {p99:.0} ms, below {DEADLINE_MS} is"
         );
         Ok(())
     }
@@ -192,6 +207,9 @@ impl Report {
                 .map(|(answer, count)| format!("{answer} {count}"))
                 .collect();
             let _ = writeln!(text, "  {}", answers.join(", "));
+            if figures.refused > 0 {
+                let _ = writeln!(text, "  refused: p99 {:.2} ms", figures.refused_p99_ms);
+            }
         }
         for (name, value) in &self.measured {
             let _ = writeln!(text, "  {name} {value:.2}");

@@ -10,7 +10,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::skus::Skus;
 use crate::{
-    binaries::Binaries,
+    service::Service,
     stack::{Options, Stack},
 };
 
@@ -33,6 +33,8 @@ pub(super) struct Address {
 /// A server under load.
 pub(super) struct Target {
     stack: Option<Stack>,
+    /// Further processes of the service that is called.
+    others: Vec<Service>,
     tls: bool,
     /// Which run, if they are ours.
     services: &'static [&'static str],
@@ -40,27 +42,27 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Services with their databases and broker, alone on the machine with their load; the first is called.
-    pub(super) async fn own(
-        binaries: Binaries,
-        payment_timeout: &'static str,
-        services: &'static [&'static str],
-    ) -> Result<Target> {
-        let options = Options {
-            payment_timeout,
-            services,
-            ..Options::new(binaries)
-        };
-        let stack = Stack::start(&options).await?;
-        let address = Address {
-            grpc: stack.service(services[0])?.grpc().to_string(),
+    /// Services with their databases and broker, alone on the machine with their load; the first is called, in so many
+    /// processes.
+    pub(super) async fn own(options: &Options, replicas: usize) -> Result<Target> {
+        let services = options.services;
+        let stack = Stack::start(options).await?;
+        let mut others = Vec::new();
+        for number in 2..=replicas {
+            others.push(stack.start_replica(services[0], number).await?);
+        }
+        let called = others.iter().chain([stack.service(services[0])?]);
+        let addresses = called.map(|service| Address {
+            grpc: service.grpc().to_string(),
             ca: Some(stack.ca()),
-        };
+        });
+        let addresses: Vec<_> = addresses.collect();
         Ok(Target {
-            channels: Arc::new(channels(&address)?),
+            channels: Arc::new(channels(&addresses)?),
             tls: true,
             services,
             stack: Some(stack),
+            others,
         })
     }
 
@@ -68,9 +70,10 @@ impl Target {
     pub(super) fn at(address: &Address) -> Result<Target> {
         Ok(Target {
             stack: None,
+            others: Vec::new(),
             services: &[],
             tls: address.ca.is_some(),
-            channels: Arc::new(channels(address)?),
+            channels: Arc::new(channels(std::slice::from_ref(address))?),
         })
     }
 
@@ -160,6 +163,9 @@ impl Target {
 
     /// Stops the stack, if it is ours.
     pub(super) async fn stop(self) -> Result<()> {
+        for service in self.others {
+            service.stop().await?;
+        }
         match self.stack {
             Some(stack) => stack.stop().await,
             None => Ok(()),
@@ -184,7 +190,15 @@ pub(super) async fn until_none(
     Ok(None)
 }
 
-fn channels(address: &Address) -> Result<Vec<Channel>> {
+/// Connections to each in turn.
+fn channels(addresses: &[Address]) -> Result<Vec<Channel>> {
+    let endpoints = addresses.iter().map(endpoint);
+    let endpoints = endpoints.collect::<Result<Vec<_>>>()?;
+    let connections = endpoints.iter().cycle().take(CONNECTIONS);
+    Ok(connections.map(Endpoint::connect_lazy).collect())
+}
+
+fn endpoint(address: &Address) -> Result<Endpoint> {
     let scheme = if address.ca.is_some() {
         "https"
     } else {
@@ -198,5 +212,5 @@ fn channels(address: &Address) -> Result<Vec<Channel>> {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
         endpoint = endpoint.tls_config(tls)?;
     }
-    Ok((0..CONNECTIONS).map(|_| endpoint.connect_lazy()).collect())
+    Ok(endpoint)
 }
