@@ -43,6 +43,8 @@ pub enum What {
     Expiry(Plan),
     /// CreateOrder at ten times what a LOMS that is kept small can do: how much of that it still does
     Overload(Plan),
+    /// Create, pay, ListOrder and Stocks one after the other, with `--filled` orders in the tables
+    Grown(Plan),
     /// Events that have gathered are carried to the broker
     Relay(Plan),
     /// ListCart of carts filled before, prices cached
@@ -63,6 +65,7 @@ impl What {
             What::ListOrder(_) => "list-order",
             What::Expiry(_) => "expiry",
             What::Overload(_) => "overload",
+            What::Grown(_) => "grown",
             What::Relay(_) => "relay",
             What::ListCart(_) => "list-cart",
             What::Events(_) => "events",
@@ -107,6 +110,7 @@ impl What {
             | What::ListOrder(plan)
             | What::Expiry(plan)
             | What::Overload(plan)
+            | What::Grown(plan)
             | What::Relay(plan)
             | What::ListCart(plan)
             | What::Events(plan)
@@ -303,6 +307,10 @@ async fn put(
         What::Overload(_) => orders::overload(plan, target, measured).await?,
         What::ListCart(_) => carts::list(plan, target, measured).await?,
         What::Events(_) => events::save_and_show(plan, target, measured).await?,
+        What::Grown(_) => {
+            orders::grown(plan, target, measured).await?;
+            return Ok(None);
+        }
         What::Relay(_) => {
             orders::relay(plan, target, measured).await?;
             return Ok(None);

@@ -45,7 +45,7 @@ fn chunk(from: i64, until: i64, first: u32, many: u32) -> String {
          INSERT INTO loms.order_item (order_id, sku, count) SELECT id, sku, 1 FROM line;
          INSERT INTO loms.write_off (order_id, warehouse_id, sku, count, at) SELECT id, 1, sku, 1, at FROM line;
          INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor, at)
-         SELECT id, 1, NULL, 'new'::loms.order_status, 'user', at FROM filled UNION ALL
+         SELECT id, 1, NULL::loms.order_status, 'new'::loms.order_status, 'user', at FROM filled UNION ALL
          SELECT id, 2, 'new', 'awaiting payment', 'user', at FROM filled UNION ALL
          SELECT id, 3, 'awaiting payment', 'payed', 'user', at FROM filled;
          INSERT INTO loms.idempotency_key (user_id, key, body_hash, order_id, created_at)

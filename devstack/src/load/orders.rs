@@ -32,6 +32,24 @@ async fn create_at(pace: Pace, plan: &Plan, target: &Target) -> Result<Figures> 
     measure::run(pace, plan.span(), 1, call).await
 }
 
+/// The loads that grow dearer with the tables, if any does; the tables are filled once for all of them.
+pub(super) async fn grown(
+    plan: &Plan,
+    target: &Target,
+    measured: &mut Vec<(String, f64)>,
+) -> Result<()> {
+    for (name, figures) in [
+        ("create", create(plan, target).await?),
+        ("pay", pay(plan, target).await?),
+        ("list_order", list_order(plan, target).await?),
+        ("stocks", stocks(plan, target).await?),
+    ] {
+        measured.push((format!("{name}_per_second"), figures.per_second));
+        measured.push((format!("{name}_p99_ms"), figures.p99_ms));
+    }
+    Ok(())
+}
+
 /// How many times the peak is asked for.
 const OVERLOAD: f64 = 10.0;
 /// Calls that the schedule may have on their way: it does not wait for a service that is slow.

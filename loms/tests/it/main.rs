@@ -34,6 +34,7 @@ mod expiry;
 
 mod audit;
 mod events;
+mod plans;
 
 mod cli;
 mod crashes;
