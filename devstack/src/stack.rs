@@ -205,21 +205,6 @@ impl Stack {
         .await
     }
 
-    /// One more process of a service, on ports of its own; whoever asks for it stops it.
-    pub async fn start_replica(&self, name: &'static str, number: usize) -> Result<Service> {
-        let text = std::fs::read_to_string(self.config_file(name))?;
-        let mut config: Value = serde_yaml::from_str(&text)?;
-        for door in ["grpc", "http"] {
-            config[door]["listen"] = "127.0.0.1:0".into();
-        }
-        let file = self.dir.path().join(format!("{name}-{number}.yaml"));
-        std::fs::write(&file, serde_yaml::to_string(&config)?).context("write a configuration")?;
-        let log = self.dir.path().join(format!("{name}-{number}.log"));
-        let mut service = Service::start(name, &self.binaries.service(name)?, &file, log).await?;
-        service.wait_ready(READY_BOUND).await?;
-        Ok(service)
-    }
-
     /// Waits until every service is ready, as after a start.
     pub async fn wait_ready(&mut self) -> Result<()> {
         for service in &mut self.services {

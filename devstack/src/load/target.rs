@@ -4,6 +4,7 @@ use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use proto::loms::loms_client::LomsClient;
+use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -20,6 +21,8 @@ const CONNECTIONS: usize = 8;
 const AMPLE: u32 = 100_000_000;
 const SCARCE: u32 = 100;
 const WAREHOUSES: i64 = 3;
+/// A further process says so soon that it is ready.
+const READY_BOUND: Duration = Duration::from_secs(30);
 /// The system behind the load is asked for its state this often.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -49,7 +52,7 @@ impl Target {
         let stack = Stack::start(options).await?;
         let mut others = Vec::new();
         for number in 2..=replicas {
-            others.push(stack.start_replica(services[0], number).await?);
+            others.push(start_replica(&stack, options, number).await?);
         }
         let called = others.iter().chain([stack.service(services[0])?]);
         let addresses = called.map(|service| Address {
@@ -171,6 +174,23 @@ impl Target {
             None => Ok(()),
         }
     }
+}
+
+/// One more process of the service that is called, as the first is configured, on ports of its own.
+async fn start_replica(stack: &Stack, options: &Options, number: usize) -> Result<Service> {
+    let name = options.services[0];
+    let text = std::fs::read_to_string(stack.dir().join(format!("{name}.yaml")))?;
+    let mut config: Value = serde_yaml::from_str(&text)?;
+    for door in ["grpc", "http"] {
+        config[door]["listen"] = "127.0.0.1:0".into();
+    }
+    let file = stack.dir().join(format!("{name}-{number}.yaml"));
+    std::fs::write(&file, serde_yaml::to_string(&config)?).context("write a configuration")?;
+    let log = stack.dir().join(format!("{name}-{number}.log"));
+    let executable = options.binaries.service(name)?;
+    let mut service = Service::start(name, &executable, &file, log).await?;
+    service.wait_ready(READY_BOUND).await?;
+    Ok(service)
 }
 
 /// Waits until the statement counts nothing, and says how long that took; `None` when it never came to it.
