@@ -69,6 +69,13 @@ async fn a_database_that_is_away_is_waited_for(pool: PgPool) {
         kafka.committed(last.0) == Some(last.1 + 1)
     })
     .await;
+    // whoever is the first to ask on a connection that has gone silent is told UNAVAILABLE
+    eventually("callers are served again", async || {
+        let asked = request(7, (2026, 3, 1), (2026, 3, 1));
+        let answer = app.grpc.clone().get_history_with_period(asked).await;
+        answer.is_ok()
+    })
+    .await;
     let statuses = ["new", "awaiting payment", "payed"].map(|status| (8, status.to_owned()));
     assert_eq!(app.statuses(7).await, statuses);
     assert!(kafka.dead_letters(0).is_empty());
@@ -106,6 +113,13 @@ async fn a_connection_that_is_cut_or_goes_silent_is_an_outage_too(pool: PgPool) 
     let (_, third) = kafka.send(8, &event(7, 8, 3, "payed", AT)).await;
     eventually("consumption goes on", async || {
         kafka.committed(partition) == Some(third + 1)
+    })
+    .await;
+    // whoever is the first to ask on a connection that has gone silent is told UNAVAILABLE
+    eventually("callers are served again", async || {
+        let asked = request(7, (2026, 3, 1), (2026, 3, 1));
+        let answer = app.grpc.clone().get_history_with_period(asked).await;
+        answer.is_ok()
     })
     .await;
     let statuses = ["new", "awaiting payment", "payed"].map(|status| (8, status.to_owned()));
