@@ -107,7 +107,7 @@ fn settings(dir: &Path, install: &Path, port: u16) -> Result<Settings> {
         ("fsync", "on"),
         // six test stacks at once, three services with pools each
         ("max_connections", "300"),
-        // as whoever runs it would: the default of 128 MB is for a machine of 2005
+        // the default, 128 MB, is less than the tables of a load: its reads would be of the system's cache
         ("shared_buffers", "512MB"),
         // after a crash one call, in place of one for each of a thousand files
         ("recovery_init_sync_method", "syncfs"),
