@@ -294,6 +294,11 @@ async fn a_standby_takes_over_from_a_sender_that_died(pool: PgPool) {
     .await;
     save(&pool, 2, 1, "new").await;
     eventually("the first still sends", || async { telegram.count() == 2 }).await;
+    // killed before that, it leaves a message to be told twice, which `crashes` is about
+    eventually("and writes it down", || async {
+        count(&pool, "told_at IS NOT NULL").await == 2
+    })
+    .await;
     first.kill();
     let died = Instant::now();
     save(&pool, 3, 1, "new").await;
