@@ -5,200 +5,33 @@ mod calls;
 mod carts;
 mod events;
 mod fill;
+mod grown;
 mod measure;
 mod orders;
+mod paths;
+mod plans;
 mod report;
 mod skus;
+mod statements;
+mod statistics;
 mod target;
-
-use std::{path::PathBuf, time::Duration};
+mod what;
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::{binaries::Binaries, signals::Stop, stack::Options};
+use crate::{
+    binaries::Binaries,
+    signals::Stop,
+    stack::{Options, merge},
+};
 
-use calls::Shape;
-use measure::{Figures, Pace, Span};
-use report::Machine;
+use measure::Figures;
 pub(crate) use report::Report;
-use skus::Skus;
+use report::{Costs, Machine};
 use target::{Address, Target};
-
-/// What is put on the system.
-#[derive(Subcommand, Clone)]
-pub enum What {
-    /// CreateOrder
-    Create(Plan),
-    /// OrderPayed of orders made before
-    Pay(Plan),
-    /// Whole orders: made, then eight of ten payed, one cancelled, one left to expire
-    Mixed(Plan),
-    /// Stocks
-    Stocks(Plan),
-    /// ListOrder of orders made before
-    ListOrder(Plan),
-    /// Orders that fall due at once are swept while others are made
-    Expiry(Plan),
-    /// CreateOrder at ten times what a LOMS that is kept small can do: how much of that it still does
-    Overload(Plan),
-    /// Create, pay, ListOrder and Stocks one after the other, with `--filled` orders in the tables
-    Grown(Plan),
-    /// Events that have gathered are carried to the broker
-    Relay(Plan),
-    /// ListCart of carts filled before, prices cached
-    ListCart(Plan),
-    /// Events that have gathered are saved, then histories are shown: a million messages of ten thousand users
-    Events(Plan),
-    /// The writes of create and of the relay by LOMS' own code, on the database alone: what create can be at most
-    Ceiling(Plan),
-}
-
-impl What {
-    fn name(&self) -> &'static str {
-        match self {
-            What::Create(_) => "create",
-            What::Pay(_) => "pay",
-            What::Mixed(_) => "mixed",
-            What::Stocks(_) => "stocks",
-            What::ListOrder(_) => "list-order",
-            What::Expiry(_) => "expiry",
-            What::Overload(_) => "overload",
-            What::Grown(_) => "grown",
-            What::Relay(_) => "relay",
-            What::ListCart(_) => "list-cart",
-            What::Events(_) => "events",
-            What::Ceiling(_) => "ceiling",
-        }
-    }
-
-    /// What runs: the service that is called first.
-    fn services(&self) -> &'static [&'static str] {
-        match self {
-            What::ListCart(_) => &["checkout", "loms"],
-            What::Events(_) => &["notifications"],
-            _ => &["loms"],
-        }
-    }
-
-    /// What its calls are about.
-    fn subject(&self) -> String {
-        let plan = self.plan();
-        match self {
-            What::Events(_) => format!("{} events", plan.prepared),
-            What::ListCart(_) => format!("{} lines", plan.lines),
-            _ if plan.filled > 0 => format!(
-                "{} lines, {}, {} orders in the tables",
-                plan.lines, plan.skus, plan.filled
-            ),
-            _ if plan.replicas > 1 => format!(
-                "{} lines, {}, {} replicas",
-                plan.lines, plan.skus, plan.replicas
-            ),
-            _ => format!("{} lines, {}", plan.lines, plan.skus),
-        }
-    }
-
-    /// How it is done.
-    pub fn plan(&self) -> &Plan {
-        match self {
-            What::Create(plan)
-            | What::Pay(plan)
-            | What::Mixed(plan)
-            | What::Stocks(plan)
-            | What::ListOrder(plan)
-            | What::Expiry(plan)
-            | What::Overload(plan)
-            | What::Grown(plan)
-            | What::Relay(plan)
-            | What::ListCart(plan)
-            | What::Events(plan)
-            | What::Ceiling(plan) => plan,
-        }
-    }
-}
-
-/// How it is done.
-#[derive(Args, Clone, Debug)]
-pub struct Plan {
-    /// Callers at once, each with its next call when it has an answer
-    #[arg(long, default_value_t = 64)]
-    clients: usize,
-    /// Calls a second on a schedule instead; an answer counts from when its call was due
-    #[arg(long)]
-    rate: Option<f64>,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
-    /// Seconds before that
-    #[arg(long, default_value_t = 3)]
-    warmup: u64,
-    /// Lines of an order
-    #[arg(long, default_value_t = 3)]
-    lines: usize,
-    /// uniform:N, zipf:EXPONENT:N, or hot:N (one of N in every order)
-    #[arg(long, default_value = "uniform:1000")]
-    skus: Skus,
-    /// A hundred units a warehouse instead of more than can be sold
-    #[arg(long)]
-    scarce: bool,
-    /// Without idempotency keys
-    #[arg(long)]
-    no_keys: bool,
-    /// Orders made before pay, list-order, expiry and relay
-    #[arg(long, default_value_t = 100_000)]
-    prepared: usize,
-    /// Payed orders in the tables before the load, written by SQL
-    #[arg(long, default_value_t = 0)]
-    filled: i64,
-    /// Processes of LOMS on the one database, each with its share of the callers
-    #[arg(long, default_value_t = 1)]
-    replicas: usize,
-    /// Write the report here as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// A server that runs, host:port, instead of a stack of its own
-    #[arg(long)]
-    pub addr: Option<String>,
-    /// What verifies its certificate; plaintext without
-    #[arg(long, requires = "addr")]
-    ca: Option<PathBuf>,
-    /// Start the services as they are, without `cargo build`
-    #[arg(long)]
-    pub no_build: bool,
-}
-
-impl Plan {
-    fn pace(&self) -> Pace {
-        match self.rate {
-            Some(rate) => Pace::Open {
-                rate,
-                // what is admitted at once anyway; a call beyond waits, and its wait counts
-                clients: self.clients.max(512),
-            },
-            None => Pace::Closed {
-                clients: self.clients,
-            },
-        }
-    }
-
-    fn span(&self) -> Span {
-        Span {
-            warmup: Duration::from_secs(self.warmup),
-            measured: Duration::from_secs(self.seconds),
-        }
-    }
-
-    fn shape(&self) -> Shape {
-        Shape {
-            skus: self.skus.clone(),
-            lines: self.lines,
-            keys: !self.no_keys,
-            run: uuid::Uuid::new_v4().simple().to_string()[..8].to_owned(),
-        }
-    }
-}
+use what::Setting;
+pub use what::{Plan, What};
 
 /// Runs it, prints the report, and fails if the audit does.
 pub async fn run(what: &What, binaries: Option<Binaries>) -> Result<()> {
@@ -231,7 +64,12 @@ pub(crate) async fn measured(what: &What, binaries: Option<Binaries>) -> Result<
                 settings: settings(what),
                 ..Options::new(binaries)
             };
-            Target::own(&options, plan.replicas).await?
+            // the first figures are of one process
+            let replicas = match what {
+                What::Grown(_) => 1,
+                _ => plan.replicas,
+            };
+            Target::own(options, replicas).await?
         }
         (None, None) => anyhow::bail!("neither a server nor the services' binaries"),
     };
@@ -251,27 +89,59 @@ fn payment_timeout(what: &What) -> &'static str {
     }
 }
 
-/// So small in the overload that its callers, who share the machine, can ask for ten times what it does.
 fn settings(what: &What) -> Value {
+    let mut all = own_settings(what);
+    let called = what.services()[0];
+    for Setting(setting) in &what.plan().settings {
+        merge(&mut all, &json!({ called: setting }));
+    }
+    all
+}
+
+/// So small in the overload that its callers, who share the machine, can ask for ten times what it does.
+fn own_settings(what: &What) -> Value {
     match what {
         What::Overload(_) => json!({"loms": {
             "orders": {"batch_orders": 1, "queue": 32},
             "limits": {"in_flight": 64},
         }}),
-        _ => Value::Null,
+        What::Plans(_) => paths::settings(),
+        _ => json!({}),
     }
 }
 
 async fn on_target(what: &What, target: &mut Target) -> Result<Report> {
     let plan = what.plan();
-    target.stock(&plan.skus, plan.scarce).await?;
+    let stocked = match what {
+        What::Grown(_) => &grown::STOCKED,
+        _ => &plan.skus,
+    };
+    target.stock(stocked, plan.scarce).await?;
     if let (true, Some(mut db)) = (plan.filled > 0, target.database().await?) {
         fill::fill(&mut db, plan.filled, &plan.skus).await?;
     }
     let mut measured = Vec::new();
-    let figures = put(what, target, &mut measured).await?;
+    let mut watched = None;
+    let (figures, mut costs) = match what {
+        What::Plans(plan) => {
+            watched = Some(paths::walk(plan, target).await?);
+            (None, Costs::Unknown)
+        }
+        _ if plan.statements => {
+            let db = target.database().await?;
+            let mut db = db.context("--statements needs a LOMS of its own")?;
+            statistics::start(&mut db).await?;
+            let figures = put(what, target, &mut measured).await?;
+            (figures, Costs::Load(statistics::finish(&mut db).await?))
+        }
+        _ => (put(what, target, &mut measured).await?, Costs::Unknown),
+    };
     orders::drain(target, &mut measured).await?;
     let audit = target.audit().await?;
+    // the audit has statements too
+    if let Some(watched) = watched {
+        costs = Costs::Plans(watched.finish().await?);
+    }
     Ok(Report {
         load: what.name().to_owned(),
         pace: match plan.rate {
@@ -282,6 +152,7 @@ async fn on_target(what: &What, target: &mut Target) -> Result<Report> {
         seconds: plan.seconds,
         figures,
         measured,
+        costs,
         service: what.services()[0],
         peak_memory_mib: target.peak_memory(),
         audit_clean: audit.as_ref().map(|(clean, _)| *clean),
@@ -300,17 +171,25 @@ async fn put(
     Ok(Some(match what {
         What::Create(_) => orders::create(plan, target).await?,
         What::Mixed(_) => orders::mixed(plan, target, measured).await?,
-        What::Pay(_) => orders::pay(plan, target).await?,
+        What::Pay(_) => {
+            let prepared = orders::prepare(plan, target).await?;
+            orders::pay(plan, target, &prepared).await?
+        }
         What::Stocks(_) => orders::stocks(plan, target).await?,
-        What::ListOrder(_) => orders::list_order(plan, target).await?,
+        What::ListOrder(_) => {
+            let prepared = orders::prepare(plan, target).await?;
+            orders::list_order(plan, target, &prepared).await?
+        }
         What::Expiry(_) => orders::expiry(plan, target, measured).await?,
         What::Overload(_) => orders::overload(plan, target, measured).await?,
         What::ListCart(_) => carts::list(plan, target, measured).await?,
         What::Events(_) => events::save_and_show(plan, target, measured).await?,
         What::Grown(_) => {
-            orders::grown(plan, target, measured).await?;
+            grown::put(plan, target, measured).await?;
             return Ok(None);
         }
+        // it is told by its statements alone
+        What::Plans(_) => return Ok(None),
         What::Relay(_) => {
             orders::relay(plan, target, measured).await?;
             return Ok(None);

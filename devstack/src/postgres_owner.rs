@@ -4,6 +4,8 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -25,6 +27,9 @@ const RELEASES: &str = "https://github.com/zonkyio/embedded-postgres-binaries";
 const VERSION: &str = "=17.5.0";
 /// initdb with fsync takes more than the crate's 5 s on a busy machine.
 const COMMAND_BOUND: Duration = Duration::from_secs(60);
+
+/// In the file, and not with the others on the command line, which ALTER SYSTEM does not win against.
+const CHANGEABLE: &[u8] = b"pg_stat_statements.track = none\npg_stat_statements.save = off\n";
 
 /// Runs until stdin ends. The one argument pair is the folder for the data, removed at the end, and the one for the
 /// server's programs, kept.
@@ -58,6 +63,9 @@ async fn own(dir: &Path, install: &Path) -> Result<()> {
         .setup()
         .await
         .context("set PostgreSQL up (the first run downloads it from Maven Central)")?;
+    let settings = server.settings().data_dir.join("postgresql.conf");
+    let mut settings = File::options().append(true).open(settings)?;
+    settings.write_all(CHANGEABLE).context("write settings")?;
     let mut server = Database(server);
     server.recover().await?;
     let started = Started {
@@ -114,6 +122,11 @@ fn settings(dir: &Path, install: &Path, port: u16) -> Result<Settings> {
         ("listen_addresses", "127.0.0.1"),
         // no socket files: TCP is all that is used
         ("unix_socket_directories", ""),
+        // for a load that asks what its statements cost; until then both watch nothing
+        (
+            "shared_preload_libraries",
+            "pg_stat_statements,auto_explain",
+        ),
     ];
     Ok(Settings {
         releases_url: RELEASES.to_owned(),

@@ -138,6 +138,11 @@ impl Service {
         self.running.as_ref()?.child.id()
     }
 
+    /// Its configuration, which it reads when it starts.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Its log, stdout and stderr together.
     pub fn log(&self) -> &Path {
         &self.log

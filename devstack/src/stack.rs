@@ -364,7 +364,7 @@ impl Stack {
 }
 
 /// Puts `changes` over a configuration, key by key.
-fn merge(into: &mut Value, changes: &Value) {
+pub(crate) fn merge(into: &mut Value, changes: &Value) {
     match changes {
         Value::Null => {}
         Value::Object(changes) if into.is_object() => {

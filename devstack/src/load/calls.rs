@@ -98,6 +98,15 @@ impl Prepared {
         })
     }
 
+    /// A million of the orders that are in the tables since they were filled, spread over all.
+    pub(super) fn filled(orders: i64) -> Prepared {
+        let step = usize::try_from(orders / 1_000_000).unwrap_or_default();
+        Prepared {
+            orders: Arc::new((1..=orders).step_by(step.max(1)).collect()),
+            next: Arc::new(AtomicUsize::new(0)),
+        }
+    }
+
     /// The next order that nobody had yet.
     fn take(&self) -> Option<i64> {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
@@ -105,7 +114,7 @@ impl Prepared {
     }
 
     /// Any of them.
-    fn any(&self, random: &mut StdRng) -> Option<i64> {
+    pub(super) fn any(&self, random: &mut StdRng) -> Option<i64> {
         let index = random.random_range(0..self.orders.len().max(1));
         self.orders.get(index).copied()
     }

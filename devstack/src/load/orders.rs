@@ -32,24 +32,6 @@ async fn create_at(pace: Pace, plan: &Plan, target: &Target) -> Result<Figures> 
     measure::run(pace, plan.span(), 1, call).await
 }
 
-/// The loads that grow dearer with the tables, if any does; the tables are filled once for all of them.
-pub(super) async fn grown(
-    plan: &Plan,
-    target: &Target,
-    measured: &mut Vec<(String, f64)>,
-) -> Result<()> {
-    for (name, figures) in [
-        ("create", create(plan, target).await?),
-        ("pay", pay(plan, target).await?),
-        ("list_order", list_order(plan, target).await?),
-        ("stocks", stocks(plan, target).await?),
-    ] {
-        measured.push((format!("{name}_per_second"), figures.per_second));
-        measured.push((format!("{name}_p99_ms"), figures.p99_ms));
-    }
-    Ok(())
-}
-
 /// How many times the peak is asked for.
 const OVERLOAD: f64 = 10.0;
 /// Calls that the schedule may have on their way: it does not wait for a service that is slow.
@@ -93,7 +75,8 @@ pub(super) async fn mixed(
     };
     let figures = measure::run(plan.pace(), plan.span(), 1, call).await?;
     if let Some(mut db) = target.database().await? {
-        let unpaid = "SELECT count(*) FROM loms.unpaid_order";
+        // what other loads have left is due much later
+        let unpaid = "SELECT count(*) FROM loms.unpaid_order WHERE payment_deadline < now() + interval '1 minute'";
         let swept = until_none(&mut db, unpaid, Duration::from_secs(60)).await?;
         measured.push((
             "all_expired_s".into(),
@@ -207,9 +190,8 @@ pub(super) async fn relay(
 }
 
 /// OrderPayed of orders made before, each once.
-pub(super) async fn pay(plan: &Plan, target: &Target) -> Result<Figures> {
-    let prepared = prepare(plan, target).await?;
-    let loms = target.loms();
+pub(super) async fn pay(plan: &Plan, target: &Target, prepared: &Prepared) -> Result<Figures> {
+    let (loms, prepared) = (target.loms(), prepared.clone());
     let call = move |caller: measure::Caller| {
         let (mut client, prepared) = (loms(caller.index), prepared.clone());
         async move { (caller, calls::pay(&mut client, &prepared).await) }
@@ -231,9 +213,12 @@ pub(super) async fn stocks(plan: &Plan, target: &Target) -> Result<Figures> {
 }
 
 /// ListOrder of any order made before.
-pub(super) async fn list_order(plan: &Plan, target: &Target) -> Result<Figures> {
-    let prepared = prepare(plan, target).await?;
-    let loms = target.loms();
+pub(super) async fn list_order(
+    plan: &Plan,
+    target: &Target,
+    prepared: &Prepared,
+) -> Result<Figures> {
+    let (loms, prepared) = (target.loms(), prepared.clone());
     let call = move |mut caller: measure::Caller| {
         let (mut client, prepared) = (loms(caller.index), prepared.clone());
         async move {

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
-use super::{measure::Figures, target::Target};
+use super::{measure::Figures, plans, statistics, target::Target};
 
 /// Of the peak, what has to be done of ten times as much.
 const LEAST_GOODPUT: f64 = 0.8;
@@ -24,6 +24,7 @@ pub(crate) struct Report {
     pub(super) figures: Option<Figures>,
     /// What else was measured, with its unit in its name.
     pub(super) measured: Vec<(String, f64)>,
+    pub(super) costs: Costs,
     /// The service that is called.
     pub(super) service: &'static str,
     /// Its memory.
@@ -32,6 +33,28 @@ pub(crate) struct Report {
     pub(super) audit: Option<String>,
     pub(super) audit_clean: Option<bool>,
     pub(super) machine: Machine,
+}
+
+/// What the statements cost.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Costs {
+    /// Nobody asked.
+    Unknown,
+    /// All calls of a load together.
+    Load(Vec<statistics::Cost>),
+    /// Plan by plan.
+    Plans(Vec<plans::Cost>),
+}
+
+impl Costs {
+    fn table(&self) -> Option<String> {
+        match self {
+            Costs::Unknown => None,
+            Costs::Load(costs) => Some(statistics::table(costs)),
+            Costs::Plans(costs) => Some(plans::table(costs)),
+        }
+    }
 }
 
 /// Where it ran.
@@ -223,6 +246,9 @@ impl Report {
         }
         if let Some(audit) = &self.audit {
             let _ = writeln!(text, "  {audit}");
+        }
+        if let Some(table) = self.costs.table() {
+            let _ = write!(text, "\n{table}");
         }
         text
     }

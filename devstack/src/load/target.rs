@@ -1,6 +1,11 @@
 //! What the load is put on: a stack of its own with empty databases, or any server that speaks the contract.
 
-use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use proto::loms::loms_client::LomsClient;
@@ -11,6 +16,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::skus::Skus;
 use crate::{
+    ports::Reserved,
     service::Service,
     stack::{Options, Stack},
 };
@@ -36,8 +42,12 @@ pub(super) struct Address {
 /// A server under load.
 pub(super) struct Target {
     stack: Option<Stack>,
+    /// How the stack was started, if it is ours.
+    options: Option<Options>,
     /// Further processes of the service that is called.
     others: Vec<Service>,
+    /// Theirs: one that is started again finds its own free.
+    ports: Vec<Reserved>,
     tls: bool,
     /// Which run, if they are ours.
     services: &'static [&'static str],
@@ -47,33 +57,68 @@ pub(super) struct Target {
 impl Target {
     /// Services with their databases and broker, alone on the machine with their load; the first is called, in so many
     /// processes.
-    pub(super) async fn own(options: &Options, replicas: usize) -> Result<Target> {
-        let services = options.services;
-        let stack = Stack::start(options).await?;
-        let mut others = Vec::new();
-        for number in 2..=replicas {
-            others.push(start_replica(&stack, options, number).await?);
+    pub(super) async fn own(options: Options, replicas: usize) -> Result<Target> {
+        let mut target = Target {
+            tls: true,
+            services: options.services,
+            stack: Some(Stack::start(&options).await?),
+            options: Some(options),
+            others: Vec::new(),
+            ports: Vec::new(),
+            channels: Arc::default(),
+        };
+        target.grow(replicas).await?;
+        Ok(target)
+    }
+
+    /// Starts processes of the service that is called until there are so many; calls go to all of them from now on.
+    pub(super) async fn grow(&mut self, replicas: usize) -> Result<()> {
+        let (stack, options) = self
+            .stack
+            .as_ref()
+            .zip(self.options.as_ref())
+            .context("it is not ours")?;
+        for number in self.others.len() + 2..=replicas {
+            let ports = [Reserved::any()?, Reserved::any()?];
+            let service = start_replica(stack, options, number, &ports).await?;
+            self.others.push(service);
+            self.ports.extend(ports);
         }
-        let called = others.iter().chain([stack.service(services[0])?]);
+        let called = self.others.iter().chain([stack.service(self.services[0])?]);
         let addresses = called.map(|service| Address {
             grpc: service.grpc().to_string(),
             ca: Some(stack.ca()),
         });
-        let addresses: Vec<_> = addresses.collect();
-        Ok(Target {
-            channels: Arc::new(channels(&addresses)?),
-            tls: true,
-            services,
-            stack: Some(stack),
-            others,
-        })
+        self.channels = Arc::new(channels(&addresses.collect::<Vec<_>>())?);
+        Ok(())
+    }
+
+    /// Starts every process of LOMS again with another time-out of payment, as humantime writes it.
+    pub(super) async fn set_payment_timeout(&mut self, timeout: &str) -> Result<()> {
+        let stack = self.stack.as_mut().context("it is not ours")?;
+        let called = stack
+            .parts()
+            .0
+            .iter_mut()
+            .filter(|service| service.name() == "loms");
+        for service in called.chain(&mut self.others) {
+            service.kill().await?;
+            configure(service.config(), |config| {
+                config["orders"]["payment_timeout"] = timeout.into();
+            })?;
+            service.start_again().await?;
+            service.wait_ready(READY_BOUND).await?;
+        }
+        Ok(())
     }
 
     /// A server that runs: its stock is what it is.
     pub(super) fn at(address: &Address) -> Result<Target> {
         Ok(Target {
             stack: None,
+            options: None,
             others: Vec::new(),
+            ports: Vec::new(),
             services: &[],
             tls: address.ca.is_some(),
             channels: Arc::new(channels(std::slice::from_ref(address))?),
@@ -177,20 +222,33 @@ impl Target {
 }
 
 /// One more process of the service that is called, as the first is configured, on ports of its own.
-async fn start_replica(stack: &Stack, options: &Options, number: usize) -> Result<Service> {
+async fn start_replica(
+    stack: &Stack,
+    options: &Options,
+    number: usize,
+    ports: &[Reserved; 2],
+) -> Result<Service> {
     let name = options.services[0];
-    let text = std::fs::read_to_string(stack.dir().join(format!("{name}.yaml")))?;
-    let mut config: Value = serde_yaml::from_str(&text)?;
-    for door in ["grpc", "http"] {
-        config[door]["listen"] = "127.0.0.1:0".into();
-    }
     let file = stack.dir().join(format!("{name}-{number}.yaml"));
-    std::fs::write(&file, serde_yaml::to_string(&config)?).context("write a configuration")?;
+    std::fs::copy(stack.dir().join(format!("{name}.yaml")), &file)
+        .context("copy a configuration")?;
+    configure(&file, |config| {
+        for (door, port) in ["grpc", "http"].into_iter().zip(ports) {
+            config[door]["listen"] = port.address().to_string().into();
+        }
+    })?;
     let log = stack.dir().join(format!("{name}-{number}.log"));
     let executable = options.binaries.service(name)?;
     let mut service = Service::start(name, &executable, &file, log).await?;
     service.wait_ready(READY_BOUND).await?;
     Ok(service)
+}
+
+/// Changes a configuration file.
+fn configure(file: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
+    let mut config: Value = serde_yaml::from_str(&std::fs::read_to_string(file)?)?;
+    change(&mut config);
+    std::fs::write(file, serde_yaml::to_string(&config)?).context("write a configuration")
 }
 
 /// Waits until the statement counts nothing, and says how long that took; `None` when it never came to it.

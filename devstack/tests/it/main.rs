@@ -30,6 +30,7 @@ mod gelf;
 mod graylog;
 mod images;
 mod limits;
+mod load;
 mod make;
 mod metrics;
 mod migrations;
