@@ -127,12 +127,15 @@ pub(crate) async fn lock_due_orders(
     db: &mut PgConnection,
     limit: i64,
 ) -> sqlx::Result<Vec<(OrderId, f64)>> {
+    // no index is searched with clock_timestamp(), and now() is before the waits of this transaction; LATERAL, so that
+    // each order is looked up, and locked, for its deadline: a plan of a join made while the tables are small reads all
     let rows = sqlx::query!(
         r#"SELECT o.id, extract(epoch FROM clock_timestamp() - u.payment_deadline)::float8 AS "late!"
-           FROM loms.unpaid_order u JOIN loms.user_order o ON o.id = u.order_id
-           WHERE u.payment_deadline <= clock_timestamp() AND o.status = 'awaiting payment'
-           ORDER BY u.payment_deadline LIMIT $1
-           FOR NO KEY UPDATE OF o SKIP LOCKED"#,
+           FROM (SELECT order_id, payment_deadline FROM loms.unpaid_order
+                 WHERE payment_deadline <= statement_timestamp() ORDER BY payment_deadline OFFSET 0) AS u
+           CROSS JOIN LATERAL (SELECT id FROM loms.user_order WHERE id = u.order_id AND status = 'awaiting payment'
+                               FOR NO KEY UPDATE SKIP LOCKED) AS o
+           LIMIT $1"#,
         limit
     )
     .fetch_all(db)
@@ -163,7 +166,7 @@ pub(crate) async fn lock_free_stock_of_due_orders(
            WHERE (s.sku, s.warehouse_id) IN
                  (SELECT r.sku, r.warehouse_id FROM loms.unpaid_order u
                   JOIN loms.reservation_stock r ON r.order_id = u.order_id
-                  WHERE u.payment_deadline <= clock_timestamp())
+                  WHERE u.payment_deadline <= statement_timestamp())
            FOR NO KEY UPDATE SKIP LOCKED"#
     )
     .fetch_all(db)
@@ -183,13 +186,15 @@ pub(crate) async fn lock_due_orders_on(
     let (skus, warehouses): (Vec<i64>, Vec<i64>) = stock.iter().copied().unzip();
     let rows = sqlx::query!(
         r#"SELECT o.id, extract(epoch FROM clock_timestamp() - u.payment_deadline)::float8 AS "late!"
-           FROM loms.unpaid_order u JOIN loms.user_order o ON o.id = u.order_id
-           WHERE u.payment_deadline <= clock_timestamp() AND o.status = 'awaiting payment'
-             AND NOT EXISTS (SELECT FROM loms.reservation_stock r
-                             WHERE r.order_id = o.id AND (r.sku, r.warehouse_id) NOT IN
-                                   (SELECT sku, warehouse_id FROM UNNEST($2::bigint[], $3::bigint[]) AS s (sku, warehouse_id)))
-           ORDER BY u.payment_deadline LIMIT $1
-           FOR NO KEY UPDATE OF o SKIP LOCKED"#,
+           FROM (SELECT d.order_id, d.payment_deadline FROM loms.unpaid_order d
+                 WHERE d.payment_deadline <= statement_timestamp()
+                   AND NOT EXISTS (SELECT FROM loms.reservation_stock r
+                                   WHERE r.order_id = d.order_id AND (r.sku, r.warehouse_id) NOT IN
+                                         (SELECT sku, warehouse_id FROM UNNEST($2::bigint[], $3::bigint[]) AS s (sku, warehouse_id)))
+                 ORDER BY d.payment_deadline OFFSET 0) AS u
+           CROSS JOIN LATERAL (SELECT id FROM loms.user_order WHERE id = u.order_id AND status = 'awaiting payment'
+                               FOR NO KEY UPDATE SKIP LOCKED) AS o
+           LIMIT $1"#,
         limit,
         &skus,
         &warehouses

@@ -1,9 +1,13 @@
 //! How the workers' statements are planned: once, often while the tables are still empty.
 
+use futures::future::join_all;
 use serde_json::json;
 use sqlx::{PgPool, Row as _};
 
-use crate::test_app::{TestApp, eventually};
+use crate::{
+    oracle,
+    test_app::{TestApp, eventually},
+};
 
 /// Reads of the tables that grow with each order: by index, and of whole tables.
 async fn reads(pool: &PgPool) -> (i64, i64) {
@@ -37,5 +41,56 @@ async fn workers_read_by_index_however_small_the_tables(pool: PgPool) {
     let first = trade(&app, &pool).await;
     let then = trade(&app, &pool).await;
     assert_eq!(then, first, "whole tables were read");
+    app.finish().await;
+}
+
+/// A figure of PostgreSQL's own about a table, or an index.
+async fn counted(pool: &PgPool, statement: &'static str) -> i64 {
+    sqlx::query_scalar(statement).fetch_one(pool).await.unwrap()
+}
+
+const DEADLINES_READ: &str =
+    "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'unpaid_order'";
+const ORDERS_READ: &str =
+    "SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'user_order'";
+
+/// Waits until PostgreSQL has counted ten more sweeps: each that finds nothing asks for the first deadline.
+async fn ten_sweeps(pool: &PgPool) {
+    let scans = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'unpaid_order_payment_deadline_idx'";
+    let before = counted(pool, scans).await;
+    eventually("ten sweeps", async || {
+        counted(pool, scans).await >= before + 10
+    })
+    .await;
+}
+
+/// A shop of thousands of orders a minute has a million that may still be payed, and many times more that are payed: to
+/// find the few that are due must not read them all.
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_sweep_reads_what_is_due_and_nothing_else(pool: PgPool) {
+    const WAITING: i64 = 300;
+    let app = TestApp::start(&pool, json!({})).await;
+    app.receive("d1", &[(1, 7, 1_000)]).await.unwrap();
+    let goods = [(7, 1)];
+    join_all((1..=WAITING).map(|user| app.create(user, &goods))).await;
+    ten_sweeps(&pool).await;
+
+    let before = counted(&pool, DEADLINES_READ).await;
+    ten_sweeps(&pool).await;
+    let read = counted(&pool, DEADLINES_READ).await - before;
+    assert!(read < WAITING, "{read} deadlines, and nothing is due");
+
+    let before = counted(&pool, ORDERS_READ).await;
+    let due = "UPDATE loms.unpaid_order SET payment_deadline = now()
+               WHERE order_id = (SELECT max(order_id) FROM loms.unpaid_order)";
+    oracle::run(&pool, due).await;
+    let unpaid = "SELECT count(*) FROM loms.unpaid_order";
+    eventually("it is cancelled", async || {
+        counted(&pool, unpaid).await == WAITING - 1
+    })
+    .await;
+    ten_sweeps(&pool).await;
+    let read = counted(&pool, ORDERS_READ).await - before;
+    assert!(read < WAITING, "{read} orders, and one was due");
     app.finish().await;
 }
