@@ -1,4 +1,5 @@
-//! `purchase` as the worker sees it: what is due, what has to wait, what is old.
+//! `purchase` as the worker sees it: what is due, what has to wait, what is old. Rows are looked for by
+//! `statement_timestamp()`, because no index is searched with `clock_timestamp()`, which may change from row to row.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub async fn claim_due(
          SET next_attempt_at = clock_timestamp() + make_interval(secs => $2)
          WHERE id = ANY (ARRAY(
              SELECT id FROM checkout.purchase
-             WHERE closed_at IS NULL AND next_attempt_at <= clock_timestamp()
+             WHERE closed_at IS NULL AND next_attempt_at <= statement_timestamp()
              ORDER BY next_attempt_at
              LIMIT $1
              FOR NO KEY UPDATE SKIP LOCKED
@@ -67,7 +68,7 @@ pub async fn sweep_closed(
         "DELETE FROM checkout.purchase
          WHERE id = ANY (ARRAY(
              SELECT id FROM checkout.purchase
-             WHERE closed_at < clock_timestamp() - make_interval(secs => $1)
+             WHERE closed_at < statement_timestamp() - make_interval(secs => $1)
              ORDER BY closed_at
              LIMIT $2
              FOR UPDATE SKIP LOCKED

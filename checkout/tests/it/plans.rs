@@ -1,6 +1,11 @@
 //! What statements read: the rows they need, however many there are beside.
 
-use checkout::{purchase::Found, store::purchases::find_last};
+use std::time::Duration;
+
+use checkout::{
+    purchase::Found,
+    store::{purchases::find_last, recovery::sweep_closed},
+};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -19,17 +24,37 @@ async fn last(pool: &PgPool, cart_id: i64) -> (Found, i64) {
     (found, rows_read(&mut tx).await - before)
 }
 
-#[sqlx::test]
-async fn the_last_of_thousands_of_purchases_is_found_by_a_few_rows(pool: PgPool) {
+/// Purchases of user 1, one every two minutes into the past, all closed; returns the cart.
+async fn buy_for_a_week(pool: &PgPool) -> i64 {
     let cart = "INSERT INTO checkout.cart (user_id) VALUES (1) RETURNING id";
-    let cart: i64 = sqlx::query_scalar(cart).fetch_one(&pool).await.unwrap();
+    let cart: i64 = sqlx::query_scalar(cart).fetch_one(pool).await.unwrap();
     let week = "INSERT INTO checkout.purchase
                     (cart_id, created_at, next_attempt_at, closed_at, outcome, order_id, told)
                 SELECT $1, at, at, at, 'made', n, true
                 FROM generate_series(1, 5000) AS n, LATERAL (SELECT clock_timestamp() - n * interval '2 minutes') AS bought(at)";
     let week = sqlx::query(week).bind(cart);
-    week.execute(&pool).await.unwrap();
-    sqlx::query("ANALYZE").execute(&pool).await.unwrap();
+    week.execute(pool).await.unwrap();
+    sqlx::query("ANALYZE").execute(pool).await.unwrap();
+    cart
+}
+
+#[sqlx::test]
+async fn a_sweep_of_closed_purchases_reads_those_that_are_old(pool: PgPool) {
+    buy_for_a_week(&pool).await;
+    let mut tx = pool.begin().await.unwrap();
+    for (days, swept) in [(8, 0), (6, 100)] {
+        let before = rows_read(&mut tx).await;
+        let keep = Duration::from_secs(days * 24 * 60 * 60);
+        assert_eq!(sweep_closed(&mut tx, keep, 100).await.unwrap(), swept);
+        let read = rows_read(&mut tx).await - before;
+        // looked up by age, and by id to be deleted
+        assert!(read <= 3 * swept as i64, "{days} days: {read} rows");
+    }
+}
+
+#[sqlx::test]
+async fn the_last_of_thousands_of_purchases_is_found_by_a_few_rows(pool: PgPool) {
+    let cart = buy_for_a_week(&pool).await;
     let newest = "SELECT id FROM checkout.purchase WHERE order_id = 1";
     let newest: Uuid = sqlx::query_scalar(newest).fetch_one(&pool).await.unwrap();
     let (found, read) = last(&pool, cart).await;
