@@ -105,7 +105,6 @@ fn own_settings(what: &What) -> Value {
             "orders": {"batch_orders": 1, "queue": 32},
             "limits": {"in_flight": 64},
         }}),
-        What::Plans(_) => paths::settings(),
         _ => json!({}),
     }
 }
@@ -124,6 +123,12 @@ async fn on_target(what: &What, target: &mut Target) -> Result<Report> {
     let mut watched = None;
     let (figures, mut costs) = match what {
         What::Plans(plan) => {
+            watched = Some(paths::walk(plan, target).await?);
+            (None, Costs::Unknown)
+        }
+        // the plans are what grows; the tables are filled once for both
+        What::Grown(plan) if plan.statements => {
+            grown::put(plan, target, &mut measured).await?;
             watched = Some(paths::walk(plan, target).await?);
             (None, Costs::Unknown)
         }

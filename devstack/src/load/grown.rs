@@ -2,6 +2,7 @@
 //! then the loads run one after the other, on one process, and again on more.
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 
 use super::{Plan, calls::Prepared, measure::Figures, orders, skus::Skus, target::Target};
 
@@ -13,6 +14,10 @@ const READERS: usize = 32;
 /// Long before the end of a load, and longer than an order waits for its payment.
 const SHORT_TIMEOUT: &str = "2s";
 const LONG_TIMEOUT: &str = "1h";
+
+fn payment_timeout(timeout: &str) -> Value {
+    json!({"orders": {"payment_timeout": timeout}})
+}
 
 /// Puts all of them on.
 pub(super) async fn put(
@@ -71,10 +76,10 @@ async fn one_after_the_other(
     note(all, "stocks", &orders::stocks(&readers, target).await?);
     orders::relay(plan, target, all).await?;
     orders::expiry(plan, target, all).await?;
-    target.set_payment_timeout(SHORT_TIMEOUT).await?;
+    target.reconfigure(&payment_timeout(SHORT_TIMEOUT)).await?;
     let mixed = orders::mixed(plan, target, all).await.context("mixed")?;
     note(all, "mixed", &mixed);
-    target.set_payment_timeout(LONG_TIMEOUT).await
+    target.reconfigure(&payment_timeout(LONG_TIMEOUT)).await
 }
 
 fn note(all: &mut Vec<(String, f64)>, name: &str, figures: &Figures) {

@@ -10,7 +10,7 @@ use proto::loms::{
     CancelOrderRequest, CreateOrderRequest, OrderItem, OrderPayedRequest, loms_client::LomsClient,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tonic::{Code, transport::Channel};
 
@@ -35,13 +35,11 @@ const OLD_KEYS: i64 = 3_000;
 /// The longest that a worker sleeps, and the time-out of a lock before it.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Workers that would come by once in minutes come by at once.
-pub(super) fn settings() -> Value {
-    json!({"loms": {"keys": {"sweep_every": "1s"}, "audit": {"every": "1s"}}})
-}
-
-/// Goes every path but that of the audit, which comes after every load.
-pub(super) async fn walk(plan: &Plan, target: &Target) -> Result<Watched> {
+/// Goes every path but that of the audit, which comes after every load. Workers that would come by once in minutes come by
+/// at once.
+pub(super) async fn walk(plan: &Plan, target: &mut Target) -> Result<Watched> {
+    let often = json!({"keys": {"sweep_every": "1s"}, "audit": {"every": "1s"}});
+    target.reconfigure(&often).await?;
     let mut db = target
         .database()
         .await?

@@ -18,7 +18,7 @@ use super::skus::Skus;
 use crate::{
     ports::Reserved,
     service::Service,
-    stack::{Options, Stack},
+    stack::{Options, Stack, merge},
 };
 
 /// Callers share so many connections, as a few gateways in front would.
@@ -93,19 +93,14 @@ impl Target {
         Ok(())
     }
 
-    /// Starts every process of LOMS again with another time-out of payment, as humantime writes it.
-    pub(super) async fn set_payment_timeout(&mut self, timeout: &str) -> Result<()> {
+    /// Starts every process of LOMS again with these changes to its configuration.
+    pub(super) async fn reconfigure(&mut self, changes: &Value) -> Result<()> {
         let stack = self.stack.as_mut().context("it is not ours")?;
-        let called = stack
-            .parts()
-            .0
-            .iter_mut()
-            .filter(|service| service.name() == "loms");
-        for service in called.chain(&mut self.others) {
+        let services = stack.parts().0.iter_mut();
+        let loms = services.filter(|service| service.name() == "loms");
+        for service in loms.chain(&mut self.others) {
             service.kill().await?;
-            configure(service.config(), |config| {
-                config["orders"]["payment_timeout"] = timeout.into();
-            })?;
+            configure(service.config(), |config| merge(config, changes))?;
             service.start_again().await?;
             service.wait_ready(READY_BOUND).await?;
         }

@@ -147,7 +147,7 @@ pub struct Plan {
     /// What the configuration of the service that is called says besides: --set orders.batch_orders=32
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     pub(super) settings: Vec<Setting>,
-    /// Also say what each statement of LOMS cost PostgreSQL
+    /// Also say what each statement of LOMS cost PostgreSQL; with grown, the plan of each as `plans` does
     #[arg(long)]
     pub(super) statements: bool,
     /// Write the report here as JSON

@@ -1,4 +1,5 @@
-//! The loads as a person runs them: small ones, to see that each comes to its end and to its figures.
+//! A load as a person runs it, to see that it comes to its figures. `.ci/run` runs all of them, one after the other: beside
+//! other tests they would take the machine from those that have deadlines.
 
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use tokio::{process::Command, time::timeout};
 
 use crate::test_stack::{DEVSTACK, binaries};
 
-/// A start, seconds of load, an audit.
-const BOUND: Duration = Duration::from_secs(300);
+/// A start, a second of load, an audit, on a busy machine.
+const BOUND: Duration = Duration::from_secs(120);
 
 /// The report of `devstack load` with these arguments.
 async fn report(arguments: &[&str]) -> Value {
@@ -27,22 +28,6 @@ async fn report(arguments: &[&str]) -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-/// The load fails by itself if nothing has run one of the statements.
-#[tokio::test]
-async fn every_statement_is_seen_with_its_plan() {
-    let report = report(&["plans", "--filled", "2000", "--prepared", "200"]).await;
-    assert_eq!(report["audit_clean"], true);
-    let plans = report["costs"]["plans"].as_array().unwrap();
-    let insert = plans
-        .iter()
-        .find(|cost| cost["name"] == "placement::insert_orders");
-    let insert = insert.expect("orders were made");
-    assert!(
-        insert["pages_in_memory"].as_f64().unwrap() > 10.0,
-        "{insert}"
-    );
-}
-
 #[tokio::test]
 async fn statements_are_named_and_counted_under_load() {
     let load = ["create", "--seconds", "1", "--warmup", "0", "--statements"];
@@ -57,42 +42,4 @@ async fn statements_are_named_and_counted_under_load() {
     let calls = insert.expect("orders were made")["calls"].as_u64().unwrap();
     // eight callers: a batch has eight orders at most
     assert!(calls * 8 >= made, "{calls} batches, {made} orders");
-}
-
-#[tokio::test]
-async fn every_load_of_loms_runs_on_one_process_and_on_two() {
-    let load = [
-        "grown",
-        "--filled",
-        "1000",
-        "--prepared",
-        "300",
-        "--seconds",
-        "1",
-        "--warmup",
-        "0",
-        "--replicas",
-        "2",
-    ];
-    let report = report(&load).await;
-    assert_eq!(report["audit_clean"], true);
-    let measured = report["measured"].as_array().unwrap();
-    for replicas in [1, 2] {
-        for load in [
-            "create",
-            "create_hot",
-            "pay",
-            "list_old",
-            "stocks",
-            "swept",
-            "mixed",
-        ] {
-            let name = format!("{replicas}_{load}_per_second");
-            let found = measured.iter().find(|pair| pair[0] == *name);
-            assert!(
-                found.is_some_and(|pair| pair[1].as_f64() > Some(0.0)),
-                "{name}"
-            );
-        }
-    }
 }

@@ -170,6 +170,31 @@ async fn keys_in_opposite_orders_do_not_deadlock(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn what_is_sold_while_a_claim_waits_is_not_sold_again(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    let replica = app.replica().await;
+    app.receive("d1", &[(1, 7, 1), (2, 7, 1)]).await.unwrap();
+    let mut claim = pool.begin().await.unwrap();
+    let taken = "INSERT INTO loms.idempotency_key VALUES (1, 'a', '', 1)";
+    sqlx::query(taken).execute(&mut *claim).await.unwrap();
+    // the statement that claims also reads the stock, and began before the stock was sold
+    let sell = async {
+        lock_waiters(&pool, 1).await;
+        let sold = replica.create(2, &[(7, 2)]).await;
+        claim.rollback().await.unwrap();
+        sold
+    };
+    let (late, sold) = tokio::join!(app.try_create(order(1, &[(7, 1)], "a")), sell);
+    let late = late.unwrap();
+    assert_eq!(sold.status, "awaiting payment");
+    assert_eq!(late.status, "failed", "{late:?}");
+    assert_eq!(late.shortages[0].available, 0);
+    replica.stop().await.unwrap();
+    app.finish().await;
+    no_deadlocks(&pool).await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
 async fn one_key_twice_in_a_batch(pool: PgPool) {
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();
