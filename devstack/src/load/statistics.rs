@@ -69,7 +69,7 @@ pub(super) async fn finish(db: &mut PgConnection) -> Result<Vec<Cost>> {
         Ok(Cost {
             name: catalogue
                 .named_without_constants(text)
-                .map_or_else(|| beginning(text), str::to_owned),
+                .unwrap_or_else(|| beginning(text)),
             share: ms / all,
             calls,
             planned: row.try_get("plans")?,
