@@ -113,7 +113,11 @@ async fn a_page_that_is_not_of_telegram_tells_nothing(pool: PgPool) {
     telegram.answer("order 2 ", Answer::Page, ALWAYS);
     // read to its end, it would be an answer that does not come in time
     telegram.answer("order 3 ", Answer::EndlessPage, ALWAYS);
-    let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
+    let mut changes = through(&telegram);
+    // a machine that is busy is late with a page, too
+    changes["telegram"]["timeout"] = json!("5s");
+    changes["delivery"] = json!({"lease": "12s"});
+    let app = TestApp::start(&pool, &kafka, changes).await;
     nothing_left(&app).await;
     assert_eq!(app.count("told_at IS NOT NULL AND attempts = 3").await, 1);
     let failed = "failed 3 times, last: no answer of Telegram's: HTTP 200";
