@@ -25,7 +25,9 @@ use super::{
 
 /// Calls of each kind.
 const CALLS: usize = 640;
-/// How many of them at once.
+/// Orders that are made for them: enough to choose from, and few enough to be swept soon.
+const ORDERS: usize = 5_000;
+/// How many calls at once.
 const AT_ONCE: usize = 64;
 /// A SKU of the delivery of this load, and more units than it brings.
 const RARE: u32 = 1;
@@ -34,6 +36,8 @@ const TOO_MANY: u32 = 60_000;
 const OLD_KEYS: i64 = 3_000;
 /// The longest that a worker sleeps, and the time-out of a lock before it.
 const BOUND: Duration = Duration::from_secs(30);
+/// Before them, another load may have left a few hundred thousand orders.
+const SWEEP_BOUND: Duration = Duration::from_secs(600);
 
 /// Goes every path but that of the audit, which comes after every load. Workers that would come by once in minutes come by
 /// at once.
@@ -45,7 +49,11 @@ pub(super) async fn walk(plan: &Plan, target: &mut Target) -> Result<Watched> {
         .await?
         .context("the paths need a stack of its own")?;
     let mut plans = Plans::start(&mut db).await?;
-    let new = prepare(plan, target).await?;
+    let few = Plan {
+        prepared: plan.prepared.min(ORDERS),
+        ..plan.clone()
+    };
+    let new = prepare(&few, target).await?;
     let old = Prepared::filled(plan.filled);
     let walker = Walker {
         loms: target.loms()(0),
@@ -184,7 +192,7 @@ impl Walker<'_> {
             .await?;
         held.rollback().await?;
         let unpaid = "SELECT count(*) FROM loms.unpaid_order";
-        until_none(db, unpaid, BOUND)
+        until_none(db, unpaid, SWEEP_BOUND)
             .await?
             .context("orders never expired")?;
         Ok(())
