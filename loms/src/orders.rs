@@ -92,11 +92,12 @@ pub(crate) async fn settle(
     if ended.is_empty() {
         return Ok(ended);
     }
-    if to == Status::Payed {
+    let released = if to == Status::Payed {
         store::write_off(db, &ended).await?;
+        Vec::new()
     } else {
-        store::release(db, &ended).await?;
-    }
+        store::end_reservations(db, &ended).await?
+    };
     let actor = if event == Event::Expire {
         Actor::Timeout
     } else {
@@ -111,11 +112,17 @@ pub(crate) async fn settle(
         .map(|order| traces.get(order).copied().flatten())
         .collect();
     let settled = store::settle(db, &ended, &traces, to, actor).await?;
-    if settled == ended.len() as u64 {
-        Ok(ended)
-    } else {
-        Err(lost_rows("orders", ended.len(), settled as usize))
+    if settled != ended.len() as u64 {
+        return Err(lost_rows("orders", ended.len(), settled as usize));
     }
+    if !released.is_empty() {
+        // last: new orders wait for these rows until the commit
+        let put = store::put_on_sale(db, &released).await?;
+        if put != released.len() as u64 {
+            return Err(lost_rows("rows of stock", released.len(), put as usize));
+        }
+    }
+    Ok(ended)
 }
 
 fn lost_rows(what: &str, wanted: usize, found: usize) -> sqlx::Error {

@@ -253,31 +253,52 @@ pub(crate) async fn write_off(db: &mut PgConnection, orders: &[OrderId]) -> sqlx
     Ok(())
 }
 
-/// Moves the reservations of orders back on sale.
-pub(crate) async fn release(db: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
+/// Units of a SKU in a warehouse.
+pub(crate) struct UnitsRow {
+    sku: i64,
+    warehouse: i64,
+    count: i64,
+}
+
+/// Takes the reservations of orders out, and returns what they held, added up, for [`put_on_sale`].
+pub(crate) async fn end_reservations(
+    db: &mut PgConnection,
+    orders: &[OrderId],
+) -> sqlx::Result<Vec<UnitsRow>> {
     let ids = ids(orders);
-    // a statement of its own, sorted: an UPDATE takes its locks in whatever order its plan has
-    sqlx::query!(
-        r#"SELECT s.sku FROM loms.stock s
-           WHERE (s.sku, s.warehouse_id) IN
-                 (SELECT r.sku, r.warehouse_id FROM loms.reservation_stock r WHERE r.order_id = ANY($1))
-           ORDER BY s.sku, s.warehouse_id FOR NO KEY UPDATE"#,
+    sqlx::query_as!(
+        UnitsRow,
+        r#"WITH ended AS (
+               DELETE FROM loms.reservation_stock WHERE order_id = ANY($1) RETURNING sku, warehouse_id, count
+           )
+           SELECT sku, warehouse_id AS warehouse, sum(count)::bigint AS "count!" FROM ended GROUP BY sku, warehouse_id"#,
         &ids
     )
-    .fetch_all(&mut *db)
-    .await?;
-    sqlx::query!(
-        r#"WITH released AS (
-               DELETE FROM loms.reservation_stock WHERE order_id = ANY($1) RETURNING warehouse_id, sku, count
-           )
-           UPDATE loms.stock s SET count = s.count + r.count
-           FROM (SELECT warehouse_id, sku, sum(count)::bigint AS count FROM released GROUP BY warehouse_id, sku) AS r
-           WHERE s.sku = r.sku AND s.warehouse_id = r.warehouse_id"#,
-        &ids
+    .fetch_all(db)
+    .await
+}
+
+/// Puts units back on sale; returns of how many SKUs and warehouses. New orders wait for these rows until the end of the
+/// transaction.
+pub(crate) async fn put_on_sale(db: &mut PgConnection, units: &[UnitsRow]) -> sqlx::Result<u64> {
+    let skus: Vec<i64> = units.iter().map(|row| row.sku).collect();
+    let warehouses: Vec<i64> = units.iter().map(|row| row.warehouse).collect();
+    let counts: Vec<i64> = units.iter().map(|row| row.count).collect();
+    // locked by (sku, warehouse_id), as everybody does; an UPDATE alone takes its locks in whatever order its plan has
+    let put = sqlx::query!(
+        r#"UPDATE loms.stock s SET count = s.count + locked.units
+           FROM (SELECT t.sku, t.warehouse_id, u.count AS units
+                 FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[]) AS u (sku, warehouse_id, count)
+                 JOIN loms.stock t ON t.sku = u.sku AND t.warehouse_id = u.warehouse_id
+                 ORDER BY t.sku, t.warehouse_id FOR NO KEY UPDATE OF t) AS locked
+           WHERE s.sku = locked.sku AND s.warehouse_id = locked.warehouse_id"#,
+        &skus,
+        &warehouses,
+        &counts
     )
     .execute(db)
     .await?;
-    Ok(())
+    Ok(put.rows_affected())
 }
 
 /// Sets the last status of orders that await payment, with its history row and event, whose trace context is in `traces`.

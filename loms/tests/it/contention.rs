@@ -113,6 +113,30 @@ async fn a_held_row_does_not_stop_the_sale_of_everything_else(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_cancellation_holds_stock_only_when_all_else_is_written(pool: PgPool) {
+    let app = TestApp::start(&pool, json!({})).await;
+    app.receive("d1", &[(1, 7, 9)]).await.unwrap();
+    let order = app.create(1, &[(7, 2)]).await.order_id;
+    // its history cannot be written
+    let mut held = pool.begin().await.unwrap();
+    let lock = sqlx::query("LOCK TABLE loms.status_change IN SHARE MODE");
+    lock.execute(&mut *held).await.unwrap();
+    let beside = async {
+        lock_waiters(&pool, 1).await;
+        let mut buyer = pool.begin().await.unwrap();
+        let wanted = "SELECT FROM loms.stock WHERE sku = 7 FOR NO KEY UPDATE NOWAIT";
+        let got = sqlx::query(wanted).execute(&mut *buyer).await;
+        assert_eq!(got.expect("nobody has it").rows_affected(), 1);
+        buyer.rollback().await.unwrap();
+        held.rollback().await.unwrap();
+    };
+    let (cancelled, ()) = tokio::join!(app.cancel(order), beside);
+    cancelled.unwrap();
+    assert_eq!(app.stocks(7).await, [(1, 9)]);
+    app.finish().await;
+}
+
+#[sqlx::test(migrator = "loms::MIGRATOR")]
 async fn a_held_order_is_given_up_and_the_others_are_payed(pool: PgPool) {
     let app = impatient(&pool).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();

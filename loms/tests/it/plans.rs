@@ -94,3 +94,31 @@ async fn a_sweep_reads_what_is_due_and_nothing_else(pool: PgPool) {
     assert!(read < WAITING, "{read} orders, and one was due");
     app.finish().await;
 }
+
+/// The history of what was sold only grows. The sampled audit adds up all of it for its SKUs: what it adds up is in an index,
+/// not on a page of its own for each order.
+#[sqlx::test(migrator = "loms::MIGRATOR")]
+async fn a_sample_of_the_audit_leaves_the_table_of_write_offs_alone(pool: PgPool) {
+    let sold = r"INSERT INTO loms.delivery (id, content_hash) VALUES ('d1', '\x00');
+        INSERT INTO loms.delivery_line SELECT 'd1', 1, sku, 100 FROM generate_series(1, 200) AS sku;
+        INSERT INTO loms.stock SELECT 1, sku, 0 FROM generate_series(1, 200) AS sku;
+        INSERT INTO loms.write_off (order_id, warehouse_id, sku, count)
+        SELECT id, 1, 1 + id % 200, 1 FROM generate_series(1, 20000) AS id";
+    sqlx::raw_sql(sold).execute(&pool).await.unwrap();
+    let vacuum = sqlx::raw_sql("VACUUM (ANALYZE) loms.write_off");
+    vacuum.execute(&pool).await.unwrap();
+    let scans =
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'write_off_sku_idx'";
+    let read = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'write_off'";
+    let before = (counted(&pool, scans).await, counted(&pool, read).await);
+
+    let audit = json!({"audit": {"every": "20ms", "sample": 2}});
+    let app = TestApp::start(&pool, audit).await;
+    eventually("ten samples", async || {
+        counted(&pool, scans).await >= before.0 + 10
+    })
+    .await;
+    assert_eq!(counted(&pool, read).await, before.1, "rows were fetched");
+    // no order has sold these: the whole audit would say so
+    app.stop().await.unwrap();
+}
