@@ -107,7 +107,7 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StartError>
 /// read them whole, and go on so when they have grown: until PostgreSQL analyzes a table, which takes it a minute or more.
 const BY_INDEX: [(&str, &str); 4] = [
     ("enable_seqscan", "off"),
-    // one reads what is due in the order of an index, the other sorts all of it first
+    // it would fetch and sort all that is due before it returned the first row
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),

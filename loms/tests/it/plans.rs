@@ -109,7 +109,8 @@ async fn a_sample_of_the_audit_leaves_the_table_of_write_offs_alone(pool: PgPool
     vacuum.execute(&pool).await.unwrap();
     let scans =
         "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'write_off_sku_idx'";
-    let read = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'write_off'";
+    let read =
+        "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'write_off'";
     let before = (counted(&pool, scans).await, counted(&pool, read).await);
 
     let audit = json!({"audit": {"every": "20ms", "sample": 2}});
