@@ -108,13 +108,15 @@ impl Health {
     }
 }
 
-/// Keeps grpc.health.v1 at what `/readyz` would say.
-pub(crate) fn watch(
+/// Keeps grpc.health.v1 at what `/readyz` would say; not serving until that is known. A caller who asks before the first check
+/// must not hear that the service is unknown, nor that all is well.
+pub(crate) async fn watch(
     tasks: &Tasks,
     health: Arc<Health>,
     reporter: HealthReporter,
     name: &'static str,
 ) {
+    set(&reporter, name, false).await;
     let stopping = tasks.stopping();
     tasks.worker("health", async move {
         let mut every = tokio::time::interval(Duration::from_secs(1));
@@ -128,16 +130,50 @@ pub(crate) fn watch(
             let ready = database == "ok" && !health.stopping.load(Ordering::SeqCst);
             if was != Some(ready) {
                 tracing::info!(ready, database, "readiness changed");
-                let status = if ready {
-                    ServingStatus::Serving
-                } else {
-                    ServingStatus::NotServing
-                };
-                for service in ["", name] {
-                    reporter.set_service_status(service, status).await;
-                }
+                set(&reporter, name, ready).await;
                 was = Some(ready);
             }
         }
     });
+}
+
+async fn set(reporter: &HealthReporter, name: &str, ready: bool) {
+    let status = if ready {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    for service in ["", name] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    use super::*;
+
+    static NOTHING: Migrator = Migrator::DEFAULT;
+
+    #[tokio::test]
+    async fn whoever_asks_before_the_first_check_hears_not_serving() {
+        let config =
+            serde_json::json!({"connection_string": "postgres://nobody@127.0.0.1:1/nothing"});
+        let config = serde_json::from_value(config).unwrap();
+        let pool = Pool::new(&config, "readiness", 1).unwrap();
+        let health = Arc::new(Health::new(Readiness::new(pool, &NOTHING)));
+        let (reporter, service) = tonic_health::server::health_reporter();
+        let tasks = Tasks::new();
+        // nothing else runs in this thread: the watcher has not looked yet
+        watch(&tasks, health, reporter, "loms.Loms").await;
+        for name in ["", "loms.Loms"] {
+            let request = HealthCheckRequest {
+                service: name.into(),
+            };
+            let answer = HealthClient::new(service.clone()).check(request).await;
+            let status = answer.unwrap().into_inner().status();
+            assert_eq!(status.as_str_name(), "NOT_SERVING", "{name}");
+        }
+    }
 }
