@@ -68,8 +68,8 @@ const ROWS: [Row; 19] = [
         bars: &[Below("refused", 1.0)],
     },
     Row {
-        what: "create, scarce stock",
-        command: "create --clients 64 --scarce",
+        what: "create, popular SKUs that run out",
+        command: "create --clients 64 --scarce --skus zipf:0.99:1000",
         bars: &[],
     },
     Row {
