@@ -168,12 +168,13 @@ mod tests {
         assert!(began.elapsed() >= least + FIRST_WAIT);
     }
 
-    #[tokio::test]
+    // its clock stands: not even a busy machine makes it wait
+    #[tokio::test(start_paused = true)]
     async fn nothing_is_tried_when_there_is_no_time_for_it() {
         let began = Instant::now();
         let deadline = Deadline::after(FIRST_WAIT + TIME_TO_ANSWER);
         let answer = retry(deadline, AWAY, |_| future::ready(away())).await;
         assert_eq!(answer.unwrap_err().code(), Code::Unavailable);
-        assert!(began.elapsed() < FIRST_WAIT, "{:?}", began.elapsed());
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

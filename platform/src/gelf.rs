@@ -227,7 +227,7 @@ mod tests {
             }
             slowest
         });
-        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+        assert!(slowest < Duration::from_secs(5), "{slowest:?}");
         // whoever stops has a bound of his own for this, and needs it
         let flushed = timeout(Duration::from_millis(100), flush.flush()).await;
         assert!(flushed.is_err(), "nobody has read the lines");

@@ -75,7 +75,7 @@ fn panics() -> f64 {
 async fn line(frames: &mut BufReader<TcpStream>) -> (String, String) {
     loop {
         let mut frame = Vec::new();
-        let read = tokio::time::timeout(Duration::from_secs(20), frames.read_until(0, &mut frame));
+        let read = tokio::time::timeout(Duration::from_secs(60), frames.read_until(0, &mut frame));
         read.await.expect("a line").unwrap();
         let frame: Value = serde_json::from_slice(&frame[..frame.len() - 1]).unwrap();
         if frame["short_message"] == "panicked" {

@@ -162,9 +162,9 @@ impl LomsStub {
         order.status = status.to_owned();
     }
 
-    /// Waits until a held call has come, up to ten seconds.
+    /// Waits until a held call has come.
     pub(crate) async fn held(&self) {
-        let arrived = tokio::time::timeout(Duration::from_secs(30), self.0.arrived.acquire());
+        let arrived = tokio::time::timeout(Duration::from_secs(120), self.0.arrived.acquire());
         arrived.await.expect("a held call").unwrap().forget();
     }
 

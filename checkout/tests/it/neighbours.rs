@@ -20,17 +20,18 @@ use crate::{
 };
 
 /// Of checkout's call to LOMS.
-const LOMS_TIMEOUT: Duration = Duration::from_millis(1_500);
+const LOMS_TIMEOUT: Duration = Duration::from_secs(3);
 /// What a caller in a hurry waits.
 const HURRY: Duration = Duration::from_millis(700);
 /// What one waits who cannot wait for another try.
 const GREAT_HURRY: Duration = Duration::from_millis(120);
-/// What a machine with other things to do may add to a bound.
-const GRACE: Duration = Duration::from_millis(200);
+/// What a machine with other things to do may add to a bound: the caller in a hurry still has his answer before LOMS's
+/// time is over, and who waits has his before that of the request.
+const GRACE: Duration = Duration::from_secs(2);
 
 fn bounds() -> Value {
     json!({
-        "loms": {"timeout": "1500ms", "connect_timeout": "300ms"},
+        "loms": {"timeout": "3s", "connect_timeout": "300ms"},
         // no worker comes to help
         "purchases": {"first_backoff": "1h", "most_backoff": "1h", "resume_after": "1h"},
     })

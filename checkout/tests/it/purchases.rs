@@ -187,7 +187,7 @@ async fn a_slow_loms_is_answered_within_the_deadline_and_the_outcome_is_told_nex
         Code::DeadlineExceeded | Code::Cancelled
     ));
     assert!(
-        began.elapsed() < Duration::from_millis(900),
+        began.elapsed() < Duration::from_secs(3),
         "{:?}",
         began.elapsed()
     );

@@ -159,7 +159,13 @@ async fn a_young_answer_does_not_close_what_is_being_resolved(pool: PgPool) {
 
 #[sqlx::test]
 async fn at_most_four_are_finished_at_once(pool: PgPool) {
-    let app = TestApp::start(pool).await;
+    // who is held is not given up, however slow the machine
+    let patience = json!({
+        "loms": {"timeout": "60s"},
+        "limits": {"request_timeout": "60s"},
+        "purchases": {"resume_after": "120s"},
+    });
+    let app = TestApp::start_with(pool, patience).await;
     app.loms.stock(5, 100);
     for user in 1..=6 {
         app.loms.mood(Mood::Well);

@@ -243,7 +243,7 @@ impl TestApp {
     pub(crate) async fn finish(mut self) {
         self.finished = true;
         self.stop.cancel();
-        let ended = tokio::time::timeout(Duration::from_secs(30), self.running.join_next()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), self.running.join_next()).await;
         ended
             .expect("it stops")
             .unwrap()
@@ -317,7 +317,7 @@ pub(crate) async fn assert_consistent(pool: &PgPool, loms: &LomsStub) {
 
 /// Waits for a condition, three times as long as a purchase is left alone when it could not even be put off.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let bound = tokio::time::Instant::now() + Duration::from_secs(30);
+    let bound = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition().await {
         assert!(
             tokio::time::Instant::now() < bound,

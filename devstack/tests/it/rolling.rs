@@ -55,7 +55,7 @@ async fn place(
         }],
         idempotency_key: key.to_owned(),
     };
-    let by = Instant::now() + Duration::from_secs(20);
+    let by = Instant::now() + Duration::from_secs(60);
     let mut pause = Duration::from_millis(5);
     loop {
         match replicas[*at].create_order(request.clone()).await {

@@ -10,7 +10,7 @@ use std::{
 use tokio::{net::UdpSocket, task::JoinSet, time::Instant};
 
 /// Spans leave a service within a second; the machine may be busy, and a consumer may still be joining its group.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One span, as Jaeger has it.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::{sync::OnceCell, time::Instant};
 
 /// A condition that many processes and a broker stand behind, on a machine that also compiles.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 static BUILT: OnceCell<()> = OnceCell::const_new();
 

@@ -108,7 +108,7 @@ fn read(topic: &str) -> Vec<Event> {
         expected += usize::try_from(high).expect("an offset");
     }
     consumer.assign(&from).expect("assigned");
-    let (mut events, until) = (Vec::new(), Instant::now() + Duration::from_secs(20));
+    let (mut events, until) = (Vec::new(), Instant::now() + Duration::from_secs(60));
     // Apache Kafka's watermarks count control records too, but an idempotent producer writes none
     while events.len() < expected {
         assert!(

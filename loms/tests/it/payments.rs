@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::{
     oracle,
-    test_app::{TestApp, arrived, lock_waiters, sit_on},
+    test_app::{TestApp, arrived, eventually, lock_waiters, sit_on},
 };
 
 #[sqlx::test(migrator = "loms::MIGRATOR")]
@@ -45,9 +45,10 @@ async fn each_of_a_batch_gets_its_own_answer(pool: PgPool) {
         let release = async {
             arrived(&app).await;
             held.rollback().await.unwrap();
-            sweeper.rollback().await.unwrap();
         };
-        tokio::join!(answers, release).0
+        let (answers, ()) = tokio::join!(answers, release);
+        sweeper.rollback().await.unwrap();
+        answers
     };
     let (waited, answers) = tokio::join!(waits, meanwhile);
     waited.unwrap();
@@ -75,5 +76,9 @@ async fn each_of_a_batch_gets_its_own_answer(pool: PgPool) {
     assert_eq!(oracle::count(&pool, sold).await, 8 * 2);
     let changes = "SELECT count(*) FROM loms.status_change WHERE to_status = 'payed'";
     assert_eq!(oracle::count(&pool, changes).await, 8);
+    eventually("the late one is swept", async || {
+        app.list(late).await.status == "cancelled"
+    })
+    .await;
     app.finish().await;
 }

@@ -66,7 +66,7 @@ pub(crate) async fn run(config: &File, arguments: &[&str]) -> Output {
     let mut command = Command::new(LOMS);
     command.args(arguments).arg("--config").arg(&config.0);
     command.stdin(Stdio::null()).kill_on_drop(true);
-    let ended = tokio::time::timeout(Duration::from_secs(30), command.output()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
     ended.expect("an end").expect("it starts")
 }
 
@@ -108,7 +108,7 @@ impl Process {
                 }
             }
         };
-        let announced = tokio::time::timeout(Duration::from_secs(30), announced).await;
+        let announced = tokio::time::timeout(Duration::from_secs(60), announced).await;
         let mut log = JoinSet::new();
         log.spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
@@ -151,6 +151,6 @@ impl Process {
 }
 
 async fn ended(child: &mut Child) -> ExitStatus {
-    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait()).await;
     ended.expect("an end").expect("it ran")
 }

@@ -177,7 +177,7 @@ impl TestApp {
 
     pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
         self.finished = true;
-        let ended = tokio::time::timeout(Duration::from_secs(20), self.running.join_next()).await;
+        let ended = tokio::time::timeout(Duration::from_secs(60), self.running.join_next()).await;
         ended.expect("an end").expect("it ran").expect("no panic")
     }
 
@@ -292,7 +292,7 @@ pub(crate) fn instant(at: Option<Timestamp>) -> SystemTime {
 
 /// Waits until `condition` holds, at most 30 s.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + Duration::from_secs(120);
     while !condition().await {
         assert!(Instant::now() < until, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

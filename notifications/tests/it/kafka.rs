@@ -182,7 +182,7 @@ impl Kafka {
             .expect("an offset");
         consumer.assign(&from).expect("assigned");
         let mut records = Vec::new();
-        let until = std::time::Instant::now() + Duration::from_secs(20);
+        let until = std::time::Instant::now() + Duration::from_secs(60);
         while std::time::Instant::now() < until {
             match consumer.poll(Duration::from_millis(500)) {
                 Some(Ok(message)) => records.push(message.detach()),

@@ -210,7 +210,7 @@ pub(crate) fn request(
 
 /// Waits until `condition` holds, at most 30 s.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
-    let until = tokio::time::Instant::now() + Duration::from_secs(30);
+    let until = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition().await {
         assert!(tokio::time::Instant::now() < until, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
