@@ -180,6 +180,7 @@ async fn a_small_cart_is_answered_at_once(pool: PgPool) {
         let began = Instant::now();
         assert_eq!(list(client.clone(), 1).await.unwrap(), 10);
         quickest = quickest.min(began.elapsed());
+        // until the whole allowance is back
         tokio::time::sleep(Duration::from_millis(1_200)).await;
     }
     // a bucket that trickles would take nine tenths of a second

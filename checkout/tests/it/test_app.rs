@@ -315,7 +315,7 @@ pub(crate) async fn assert_consistent(pool: &PgPool, loms: &LomsStub) {
     assert_eq!(made, orders, "purchases made and orders living");
 }
 
-/// Waits for a condition, three times as long as a purchase is left alone when it could not even be put off.
+/// Waits for a condition, longer than a purchase is left alone that could not even be put off, on a busy machine.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let bound = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition().await {

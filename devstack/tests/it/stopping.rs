@@ -197,7 +197,7 @@ async fn a_second_signal_ends_it_at_once() {
             assert_eq!(replica.ended().await.code(), Some(130));
             println!("ended {:?} after the second signal", began.elapsed());
             assert!(
-                began.elapsed() < Duration::from_secs(10),
+                began.elapsed() < Duration::from_secs(2),
                 "{:?}",
                 began.elapsed()
             );
@@ -249,7 +249,7 @@ async fn nothing_that_hangs_keeps_it_beyond_its_grace() {
         "work was cut, and the exit code says so"
     );
     // the exit of a process on a busy machine is not the process's own time
-    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert!(took < Duration::from_millis(3_500), "{took:?}");
     let mut rest = Vec::new();
     half.read_to_end(&mut rest).await.ok();
     stack.stop().await.unwrap();
@@ -269,7 +269,7 @@ async fn a_start_that_waits_for_a_silent_database_can_be_ended() {
         let (ended, took) = Replica::stopped_while(&stack, &settings, signal, starting).await;
         assert!(asked.is_some());
         assert_eq!(ended.code(), Some(0), "{signal}: {ended}");
-        assert!(took < Duration::from_secs(4), "{signal}: {took:?}");
+        assert!(took < Duration::from_secs(3), "{signal}: {took:?}");
     }
     stack.stop().await.unwrap();
 }

@@ -82,7 +82,7 @@ fn is_backend(pid: i32, database: &str) -> bool {
 
 /// How long a caller may have to wait: for a connection, for a transaction that hears nothing, for a last question to the
 /// connection; and a busy machine.
-const BOUND: Duration = Duration::from_millis(1000 + 1500 + 1000 + 3000);
+const BOUND: Duration = Duration::from_millis(1000 + 1500 + 1000 + 1500);
 
 fn bounds(connection_string: &str) -> Value {
     let postgres = json!({"connection_string": connection_string, "acquire_timeout": "1s",

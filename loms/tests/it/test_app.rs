@@ -290,7 +290,7 @@ pub(crate) fn instant(at: Option<Timestamp>) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::new(seconds, at.nanos.cast_unsigned())
 }
 
-/// Waits until `condition` holds, at most 30 s.
+/// Waits until `condition` holds, longer than a busy machine needs.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let until = Instant::now() + Duration::from_secs(120);
     while !condition().await {

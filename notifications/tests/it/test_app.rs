@@ -208,7 +208,7 @@ pub(crate) fn request(
     }
 }
 
-/// Waits until `condition` holds, at most 30 s.
+/// Waits until `condition` holds, longer than a busy machine needs.
 pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     let until = tokio::time::Instant::now() + Duration::from_secs(120);
     while !condition().await {
