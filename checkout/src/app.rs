@@ -35,7 +35,8 @@ const WORKER_CONNECTIONS: u32 = 2;
 /// How long a neighbour may take to accept the connection that the readiness report tries.
 const NEIGHBOUR_BOUND: Duration = Duration::from_secs(1);
 
-static MIGRATOR: Migrator = sqlx::migrate!();
+/// The schema `checkout`.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// The service, bound and not yet running.
 pub struct App {

@@ -30,7 +30,8 @@ const WORKER_CONNECTIONS: u32 = 3;
 /// How long the broker may take to answer the readiness report.
 const BROKER_BOUND: Duration = Duration::from_secs(1);
 
-static MIGRATOR: Migrator = sqlx::migrate!();
+/// The schema `notifications`.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
 
 /// The service, bound and not yet running.
 pub struct App {

@@ -110,7 +110,7 @@ async fn what_gets_into_a_build_is_the_workspace() {
         .filter(|package| package["source"].is_null())
         .flat_map(|package| package["targets"].as_array().unwrap())
         .filter(|target| target["kind"][0] == "bin");
-    assert_eq!((members, programs.count()), (6, 4));
+    assert_eq!((members, programs.count()), (7, 4));
     // what the compiler reads besides sources
     for path in [
         ".cargo/config.toml",
