@@ -138,18 +138,12 @@ impl Lines {
 }
 
 /// Where an order stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, sqlx::Type)]
-#[sqlx(type_name = "loms.order_status")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Status {
-    #[sqlx(rename = "new")]
     New,
-    #[sqlx(rename = "awaiting payment")]
     AwaitingPayment,
-    #[sqlx(rename = "failed")]
     Failed,
-    #[sqlx(rename = "payed")]
     Payed,
-    #[sqlx(rename = "cancelled")]
     Cancelled,
 }
 
@@ -178,6 +172,13 @@ impl Status {
         Status::Payed,
         Status::Cancelled,
     ];
+
+    /// The status that the contract spells so.
+    pub(crate) fn parse(text: &str) -> Option<Status> {
+        Status::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+    }
 
     /// The status after `event`. Paying or cancelling again is no change, so that callers may retry.
     pub(crate) fn apply(self, event: Event) -> Result<Status, Illegal> {

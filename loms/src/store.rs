@@ -9,7 +9,7 @@ pub(crate) mod outbox;
 pub(crate) mod placement;
 pub(crate) mod stock;
 
-use crate::order::Sku;
+use crate::order::{Sku, Status};
 
 /// A SKU as a column has it; the tables' checks make anything else impossible.
 fn sku(column: i64) -> sqlx::Result<Sku> {
@@ -19,6 +19,13 @@ fn sku(column: i64) -> sqlx::Result<Sku> {
 /// A count as a column has it.
 fn units(column: i64) -> sqlx::Result<u64> {
     u64::try_from(column).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+/// A status, which every statement reads and writes as text. sqlx compares the names of types, and PostgreSQL prints them
+/// with their schema or without as the user's `search_path` has it: `"$user"` made each decode of `loms.order_status` fail.
+fn status(column: &str) -> sqlx::Result<Status> {
+    Status::parse(column)
+        .ok_or_else(|| sqlx::Error::Decode(format!("{column:?} is no status").into()))
 }
 
 /// `lock_not_available`: the transaction came to the end of its `lock_timeout`, and nothing of it is written.

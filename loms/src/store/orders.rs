@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
-use super::sku;
+use super::{sku, status};
 use crate::order::{Actor, OrderId, Sku, Status};
 
 /// An order as `ListOrder` shows it.
@@ -34,7 +34,7 @@ pub(crate) async fn read_order(
     order: OrderId,
 ) -> sqlx::Result<Option<OrderRow>> {
     let row = sqlx::query!(
-        r#"SELECT o.user_id, o.status AS "status: Status", o.created_at, u.payment_deadline AS "payment_deadline?",
+        r#"SELECT o.user_id, o.status::text AS "status!", o.created_at, u.payment_deadline AS "payment_deadline?",
                   i.skus AS "skus!", i.counts AS "counts!",
                   h.sequences AS "sequences!", h.origins AS "origins!", h.statuses AS "statuses!", h.actors AS "actors!", h.ats AS "ats!"
            FROM loms.user_order o
@@ -73,7 +73,7 @@ pub(crate) async fn read_order(
         .zip(row.ats);
     Ok(Some(OrderRow {
         user: row.user_id,
-        status: row.status,
+        status: status(&row.status)?,
         created_at: row.created_at,
         payment_deadline: row.payment_deadline,
         items: items.collect::<sqlx::Result<_>>()?,
@@ -94,12 +94,13 @@ pub(crate) async fn lock_order(
     db: &mut PgConnection,
     order: OrderId,
 ) -> sqlx::Result<Option<Status>> {
-    sqlx::query_scalar!(
-        r#"SELECT status AS "status: Status" FROM loms.user_order WHERE id = $1 FOR NO KEY UPDATE"#,
+    let locked = sqlx::query_scalar!(
+        r#"SELECT status::text AS "status!" FROM loms.user_order WHERE id = $1 FOR NO KEY UPDATE"#,
         order.0
     )
     .fetch_optional(db)
-    .await
+    .await?;
+    locked.map(|column| status(&column)).transpose()
 }
 
 /// Locks those of `orders` that nobody else has locked, and says their status.
@@ -109,16 +110,15 @@ pub(crate) async fn lock_free_orders(
 ) -> sqlx::Result<HashMap<OrderId, Status>> {
     let ids = ids(orders);
     let rows = sqlx::query!(
-        r#"SELECT id, status AS "status: Status" FROM loms.user_order
+        r#"SELECT id, status::text AS "status!" FROM loms.user_order
            WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED"#,
         &ids
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (OrderId(row.id), row.status))
-        .collect())
+    rows.into_iter()
+        .map(|row| Ok((OrderId(row.id), status(&row.status)?)))
+        .collect()
 }
 
 /// Locks orders whose deadline has passed, the oldest first, and says by how many seconds each is late. Orders that
@@ -316,16 +316,16 @@ pub(crate) async fn settle(
         r#"WITH ended AS MATERIALIZED (
                SELECT e.id, e.traceparent FROM UNNEST($1::bigint[], $2::text[]) AS e (id, traceparent)
            ), settled AS (
-               UPDATE loms.user_order o SET status = $3 FROM ended e
+               UPDATE loms.user_order o SET status = $3::text::loms.order_status FROM ended e
                WHERE o.id = e.id AND o.status = 'awaiting payment' RETURNING o.id, e.traceparent
            ), history AS (
                INSERT INTO loms.status_change (order_id, sequence, from_status, to_status, actor, at)
-               SELECT id, 3, 'awaiting payment'::loms.order_status, $3, $4, clock_timestamp() FROM settled
+               SELECT id, 3, 'awaiting payment'::loms.order_status, $3::text::loms.order_status, $4, clock_timestamp() FROM settled
            )
            INSERT INTO loms.outbox (order_id, sequence, traceparent) SELECT id, 3, traceparent FROM settled ORDER BY id"#,
         &ids,
         traces as &[Option<&str>],
-        to as Status,
+        to.as_str(),
         actor.as_str()
     )
     .execute(db)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 
+use super::status;
 use crate::order::{OrderId, Status};
 
 /// An event as the relay sends it.
@@ -38,7 +39,7 @@ pub(crate) async fn try_lock_relay(db: &mut PgConnection, idle: Duration) -> sql
 /// The oldest events, by id: within an order that is the order of their sequence.
 pub(crate) async fn read_oldest(db: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<OutboxRow>> {
     let rows = sqlx::query!(
-        r#"SELECT o.id, o.order_id, o.sequence, o.traceparent, u.user_id, h.to_status AS "status: Status", h.at
+        r#"SELECT o.id, o.order_id, o.sequence, o.traceparent, u.user_id, h.to_status::text AS "status!", h.at
            FROM (SELECT id, order_id, sequence, traceparent FROM loms.outbox ORDER BY id LIMIT $1) AS o
            JOIN loms.status_change h ON h.order_id = o.order_id AND h.sequence = o.sequence
            JOIN loms.user_order u ON u.id = o.order_id
@@ -47,18 +48,19 @@ pub(crate) async fn read_oldest(db: &mut PgConnection, limit: i64) -> sqlx::Resu
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| OutboxRow {
-            id: row.id,
-            order: OrderId(row.order_id),
-            sequence: row.sequence,
-            traceparent: row.traceparent,
-            user: row.user_id,
-            status: row.status,
-            at: row.at,
+    rows.into_iter()
+        .map(|row| {
+            Ok(OutboxRow {
+                id: row.id,
+                order: OrderId(row.order_id),
+                sequence: row.sequence,
+                status: status(&row.status)?,
+                traceparent: row.traceparent,
+                user: row.user_id,
+                at: row.at,
+            })
         })
-        .collect())
+        .collect()
 }
 
 /// Deletes what the broker has, and counts it in the same commit: the audit holds the count against the history.

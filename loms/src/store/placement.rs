@@ -7,7 +7,7 @@ use std::{
 
 use sqlx::PgConnection;
 
-use super::{sku, units};
+use super::{sku, status, units};
 use crate::{
     allocation::{Allocation, Shelves, Shortage},
     order::{Lines, OrderId, Sku, Status, UserId, WarehouseId},
@@ -90,7 +90,7 @@ pub(crate) async fn insert_orders(
 ) -> sqlx::Result<()> {
     let ids: Vec<i64> = orders.iter().map(|order| order.id.0).collect();
     let users: Vec<i64> = orders.iter().map(|order| order.user.get()).collect();
-    let statuses: Vec<Status> = orders.iter().map(|order| order.status).collect();
+    let statuses: Vec<&str> = orders.iter().map(|order| order.status.as_str()).collect();
     let traces: Vec<Option<&str>> = orders.iter().map(|order| order.traceparent).collect();
     let items = columns(orders.iter().flat_map(|order| {
         let lines = order.lines.iter();
@@ -104,7 +104,7 @@ pub(crate) async fn insert_orders(
     sqlx::query!(
         r#"WITH placed AS MATERIALIZED (
                SELECT p.id, p.user_id, p.status, p.traceparent
-               FROM UNNEST($1::bigint[], $2::bigint[], $3::loms.order_status[], $4::text[])
+               FROM UNNEST($1::bigint[], $2::bigint[], $3::text[]::loms.order_status[], $4::text[])
                     AS p (id, user_id, status, traceparent)
            ), orders AS (
                INSERT INTO loms.user_order (id, user_id, status) SELECT id, user_id, status FROM placed
@@ -137,7 +137,7 @@ pub(crate) async fn insert_orders(
            ORDER BY placed.id, step.sequence"#,
         &ids,
         &users,
-        &statuses as &[Status],
+        &statuses as &[&str],
         &traces as &[Option<&str>],
         payment_timeout.as_secs_f64(),
         &items[0],
@@ -193,15 +193,14 @@ pub(crate) async fn read_statuses(
 ) -> sqlx::Result<HashMap<OrderId, Status>> {
     let ids: Vec<i64> = orders.iter().map(|order| order.0).collect();
     let rows = sqlx::query!(
-        r#"SELECT id, status AS "status: Status" FROM loms.user_order WHERE id = ANY($1)"#,
+        r#"SELECT id, status::text AS "status!" FROM loms.user_order WHERE id = ANY($1)"#,
         &ids
     )
     .fetch_all(db)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (OrderId(row.id), row.status))
-        .collect())
+    rows.into_iter()
+        .map(|row| Ok((OrderId(row.id), status(&row.status)?)))
+        .collect()
 }
 
 /// What was missing of orders that failed before, by SKU.

@@ -25,6 +25,7 @@ mod keys;
 mod keys_sweep;
 mod lost_answers;
 mod races;
+mod search_path;
 
 mod model;
 mod shop;
@@ -46,3 +47,8 @@ mod panics;
 mod payments;
 mod shutdown;
 mod silence;
+
+/// A database of the test's own and its owner, the user of `config.example.yaml`.
+async fn database() -> sqlx::PgPool {
+    testkit::database("loms", &loms::MIGRATOR).await
+}
