@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, future::join3, stream};
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 
 use crate::{
@@ -12,8 +11,9 @@ use crate::{
     test_app::{TestApp, fill, refused},
 };
 
-#[sqlx::test]
-async fn a_cart_is_filled_listed_and_emptied(pool: PgPool) {
+#[tokio::test]
+async fn a_cart_is_filled_listed_and_emptied() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(3, 10);
     app.loms.stock(5, 10);
@@ -44,8 +44,9 @@ async fn a_cart_is_filled_listed_and_emptied(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_unit_that_nobody_has_is_refused(pool: PgPool) {
+#[tokio::test]
+async fn a_unit_that_nobody_has_is_refused() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 7);
     app.add(1, 5, 4).await.unwrap();
@@ -72,8 +73,9 @@ async fn a_unit_that_nobody_has_is_refused(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_cart_has_room_for_65535_units_of_a_sku(pool: PgPool) {
+#[tokio::test]
+async fn a_cart_has_room_for_65535_units_of_a_sku() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, u64::MAX);
     app.add(1, 5, 65_535).await.unwrap();
@@ -86,8 +88,9 @@ async fn a_cart_has_room_for_65535_units_of_a_sku(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_cart_has_room_for_1000_skus_and_all_of_them_are_ordered(pool: PgPool) {
+#[tokio::test]
+async fn a_cart_has_room_for_1000_skus_and_all_of_them_are_ordered() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     for sku in 1..=1001 {
         app.loms.stock(sku, 10);
@@ -111,8 +114,9 @@ async fn a_cart_has_room_for_1000_skus_and_all_of_them_are_ordered(pool: PgPool)
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn lines_of_an_open_purchase_take_room(pool: PgPool) {
+#[tokio::test]
+async fn lines_of_an_open_purchase_take_room() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 1_000_000);
     app.add(1, 5, 65_000).await.unwrap();
@@ -137,8 +141,9 @@ async fn lines_of_an_open_purchase_take_room(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_total_that_does_not_fit_is_out_of_range(pool: PgPool) {
+#[tokio::test]
+async fn a_total_that_does_not_fit_is_out_of_range() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 10);
     app.products.price(5, u32::MAX);
@@ -149,8 +154,9 @@ async fn a_total_that_does_not_fit_is_out_of_range(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn products_that_nobody_knows_are_named(pool: PgPool) {
+#[tokio::test]
+async fn products_that_nobody_knows_are_named() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     for sku in [5, 6, 7] {
         app.loms.stock(sku, 10);
@@ -163,8 +169,9 @@ async fn products_that_nobody_knows_are_named(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn listing_works_where_nothing_can_be_written(pool: PgPool) {
+#[tokio::test]
+async fn listing_works_where_nothing_can_be_written() {
+    let pool = crate::database().await;
     fill(&pool, 1, &(5..7)).await;
     let name: String = sqlx::query_scalar("SELECT current_database()::text")
         .fetch_one(&pool)
@@ -183,8 +190,9 @@ async fn listing_works_where_nothing_can_be_written(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn refusals_write_nothing(pool: PgPool) {
+#[tokio::test]
+async fn refusals_write_nothing() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     let listed = app.list(9).await.unwrap();
     assert_eq!((listed.items.len(), listed.total_price), (0, 0));
@@ -206,8 +214,9 @@ async fn refusals_write_nothing(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn what_comes_too_late_for_its_caller_is_not_written(pool: PgPool) {
+#[tokio::test]
+async fn what_comes_too_late_for_its_caller_is_not_written() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 100);
     for user in 1..=3 {

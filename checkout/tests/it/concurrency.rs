@@ -3,7 +3,6 @@
 use futures::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
-use sqlx::PgPool;
 use tonic::Code;
 
 use crate::test_app::{TestApp, refused};
@@ -87,8 +86,9 @@ fn roomy() -> Value {
     })
 }
 
-#[sqlx::test]
-async fn a_thousand_calls_at_once_end_as_some_order_of_them_would(pool: PgPool) {
+#[tokio::test]
+async fn a_thousand_calls_at_once_end_as_some_order_of_them_would() {
+    let pool = crate::database().await;
     let app = TestApp::start_with(pool, roomy()).await;
     let mut random = StdRng::seed_from_u64(20_101_201);
     // tight: a few calls use it up
@@ -163,8 +163,9 @@ async fn a_thousand_calls_at_once_end_as_some_order_of_them_would(pool: PgPool) 
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn first_calls_that_come_together_take_all_there_is_and_no_more(pool: PgPool) {
+#[tokio::test]
+async fn first_calls_that_come_together_take_all_there_is_and_no_more() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 15);
     let answers = join_all((0..40).map(|_| app.add(1, 5, 1))).await;
@@ -179,8 +180,9 @@ async fn first_calls_that_come_together_take_all_there_is_and_no_more(pool: PgPo
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn purchases_between_adds_order_every_unit_once(pool: PgPool) {
+#[tokio::test]
+async fn purchases_between_adds_order_every_unit_once() {
+    let pool = crate::database().await;
     let app = TestApp::start_with(pool, roomy()).await;
     app.loms.stock(5, 10_000);
     let buy = async |user: i64| match app.purchase(user).await {

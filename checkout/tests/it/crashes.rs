@@ -88,13 +88,15 @@ async fn finished_once(pool: &PgPool, loms: &LomsStub) {
     assert_consistent(pool, loms).await;
 }
 
-#[sqlx::test]
-async fn killed_before_loms_has_the_order(pool: PgPool) {
+#[tokio::test]
+async fn killed_before_loms_has_the_order() {
+    let pool = crate::database().await;
     killed_while_loms_holds(pool, Mood::HoldsBefore).await;
 }
 
-#[sqlx::test]
-async fn killed_after_loms_has_the_order(pool: PgPool) {
+#[tokio::test]
+async fn killed_after_loms_has_the_order() {
+    let pool = crate::database().await;
     killed_while_loms_holds(pool, Mood::HoldsAfter).await;
 }
 
@@ -191,8 +193,9 @@ impl Crash {
 }
 
 #[cfg(feature = "failpoints")]
-#[sqlx::test]
-async fn aborted_at_each_crash_point(pool: PgPool) {
+#[tokio::test]
+async fn aborted_at_each_crash_point() {
+    let pool = crate::database().await;
     let neighbours = Neighbours::start().await;
     let loms = &neighbours.loms;
     let quick = json!({"purchases": {"resume_after": "500ms"}});

@@ -2,6 +2,7 @@
 //! the wire and can be away, slow, limited or lose their answers.
 
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
+#![expect(clippy::too_many_lines, reason = "a story is read from top to bottom")]
 
 mod carts;
 mod concurrency;
@@ -20,3 +21,8 @@ mod purchases;
 mod recovery;
 mod refusals;
 mod test_app;
+
+/// A database of the test's own and its owner, the user of `config.example.yaml`.
+async fn database() -> sqlx::PgPool {
+    testkit::database("checkout", &checkout::app::MIGRATOR).await
+}

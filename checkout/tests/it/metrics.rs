@@ -5,7 +5,6 @@ use std::time::Duration;
 use futures::future::join_all;
 use proto::cart::ListCartRequest;
 use serde_json::json;
-use sqlx::PgPool;
 use tokio::time::Instant;
 
 use crate::{
@@ -14,8 +13,9 @@ use crate::{
     test_app::{Neighbours, config, connect, eventually, fill, purchase_request},
 };
 
-#[sqlx::test]
-async fn lookups_are_hits_misses_or_shared_and_waits_are_measured(pool: PgPool) {
+#[tokio::test]
+async fn lookups_are_hits_misses_or_shared_and_waits_are_measured() {
+    let pool = crate::database().await;
     let neighbours = Neighbours::start().await;
     for user in 1..=4 {
         fill(&pool, user, &(5..20)).await;
@@ -45,8 +45,9 @@ async fn lookups_are_hits_misses_or_shared_and_waits_are_measured(pool: PgPool) 
     assert_eq!(process.metric(answered).await, 15.0);
 }
 
-#[sqlx::test]
-async fn open_purchases_and_the_age_of_the_oldest_are_shown(pool: PgPool) {
+#[tokio::test]
+async fn open_purchases_and_the_age_of_the_oldest_are_shown() {
+    let pool = crate::database().await;
     let neighbours = Neighbours::start().await;
     fill(&pool, 1, &(5..6)).await;
     fill(&pool, 2, &(5..6)).await;

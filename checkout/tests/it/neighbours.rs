@@ -60,8 +60,9 @@ async fn answers(app: &TestApp, wait: Option<Duration>, bound: Duration) -> [Cod
     [add, delete, list, purchase]
 }
 
-#[sqlx::test]
-async fn each_call_beside_a_loms_in_trouble(pool: PgPool) {
+#[tokio::test]
+async fn each_call_beside_a_loms_in_trouble() {
+    let pool = crate::database().await;
     let app = TestApp::start_with(pool, bounds()).await;
     app.loms.stock(5, 10_000);
     let hangs = Mood::Slow(Duration::from_secs(3600));
@@ -113,8 +114,9 @@ async fn each_call_beside_a_loms_in_trouble(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn who_cannot_wait_for_another_try_hears_that_loms_is_away(pool: PgPool) {
+#[tokio::test]
+async fn who_cannot_wait_for_another_try_hears_that_loms_is_away() {
+    let pool = crate::database().await;
     let app = TestApp::start_with(pool, bounds()).await;
     app.loms.stock(5, 10_000);
     for user in 1..=2 {
@@ -145,8 +147,9 @@ async fn over_a_line(pool: PgPool, changes: Value) -> (TestApp, Proxy) {
     (app, line)
 }
 
-#[sqlx::test]
-async fn each_call_over_a_line_that_is_cut_or_silent(pool: PgPool) {
+#[tokio::test]
+async fn each_call_over_a_line_that_is_cut_or_silent() {
+    let pool = crate::database().await;
     let (app, line) = over_a_line(pool, bounds()).await;
     app.loms.stock(5, 10_000);
     for (state, code) in [
@@ -195,8 +198,9 @@ impl DeadHost {
     }
 }
 
-#[sqlx::test]
-async fn a_loms_that_takes_no_connection_is_unavailable_soon(pool: PgPool) {
+#[tokio::test]
+async fn a_loms_that_takes_no_connection_is_unavailable_soon() {
+    let pool = crate::database().await;
     let host = DeadHost::new().await;
     let mut changes = bounds();
     changes["services"] = json!({"loms": host.address.to_string()});
@@ -217,8 +221,9 @@ async fn a_loms_that_takes_no_connection_is_unavailable_soon(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn many_callers_of_a_loms_that_takes_no_connection_wait_for_it_once(pool: PgPool) {
+#[tokio::test]
+async fn many_callers_of_a_loms_that_takes_no_connection_wait_for_it_once() {
+    let pool = crate::database().await;
     let host = DeadHost::new().await;
     let mut changes = bounds();
     changes["services"] = json!({"loms": host.address.to_string()});
@@ -234,8 +239,9 @@ async fn many_callers_of_a_loms_that_takes_no_connection_wait_for_it_once(pool: 
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_neighbour_has_one_connection(pool: PgPool) {
+#[tokio::test]
+async fn a_neighbour_has_one_connection() {
+    let pool = crate::database().await;
     let (app, line) = over_a_line(pool, json!({})).await;
     app.loms.stock(5, 1_000);
     let added = join_all((1..=50).map(|user| app.add(user, 5, 1))).await;
@@ -266,8 +272,9 @@ fn allowed(metadata: &MetadataMap) -> Duration {
     }
 }
 
-#[sqlx::test]
-async fn the_callers_time_and_trace_go_with_the_call(pool: PgPool) {
+#[tokio::test]
+async fn the_callers_time_and_trace_go_with_the_call() {
+    let pool = crate::database().await;
     let neighbours = Neighbours::start().await;
     neighbours.loms.stock(5, 100);
     fill(&pool, 1, &(5..6)).await;

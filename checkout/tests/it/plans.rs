@@ -38,8 +38,9 @@ async fn buy_for_a_week(pool: &PgPool) -> i64 {
     cart
 }
 
-#[sqlx::test]
-async fn a_sweep_of_closed_purchases_reads_those_that_are_old(pool: PgPool) {
+#[tokio::test]
+async fn a_sweep_of_closed_purchases_reads_those_that_are_old() {
+    let pool = crate::database().await;
     buy_for_a_week(&pool).await;
     let mut tx = pool.begin().await.unwrap();
     for (days, swept) in [(8, 0), (6, 100)] {
@@ -52,8 +53,9 @@ async fn a_sweep_of_closed_purchases_reads_those_that_are_old(pool: PgPool) {
     }
 }
 
-#[sqlx::test]
-async fn the_last_of_thousands_of_purchases_is_found_by_a_few_rows(pool: PgPool) {
+#[tokio::test]
+async fn the_last_of_thousands_of_purchases_is_found_by_a_few_rows() {
+    let pool = crate::database().await;
     let cart = buy_for_a_week(&pool).await;
     let newest = "SELECT id FROM checkout.purchase WHERE order_id = 1";
     let newest: Uuid = sqlx::query_scalar(newest).fetch_one(&pool).await.unwrap();

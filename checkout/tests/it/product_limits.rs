@@ -73,13 +73,15 @@ fn own_skus(user: i64, lines: u32) -> (i64, Range<u32>) {
     (user, first..first + lines)
 }
 
-#[sqlx::test]
-async fn fifty_callers_use_what_is_allowed_and_never_more(pool: PgPool) {
+#[tokio::test]
+async fn fifty_callers_use_what_is_allowed_and_never_more() {
+    let pool = crate::database().await;
     fifty_callers(pool, Duration::ZERO, 0.9).await;
 }
 
-#[sqlx::test]
-async fn fifty_callers_use_what_a_slow_one_allows_and_never_more(pool: PgPool) {
+#[tokio::test]
+async fn fifty_callers_use_what_a_slow_one_allows_and_never_more() {
+    let pool = crate::database().await;
     // slower than the margin for arrivals, which costs 7 %, and quick enough for ten a second, five at once; a short look
     // may end just before the next ten
     let least = if seconds() >= 20 { 0.9 } else { 0.8 };
@@ -141,8 +143,9 @@ async fn fifty_callers(pool: PgPool, delay: Duration, least: f64) {
     );
 }
 
-#[sqlx::test]
-async fn small_carts_are_answered_while_one_of_500_lines_is_in_progress(pool: PgPool) {
+#[tokio::test]
+async fn small_carts_are_answered_while_one_of_500_lines_is_in_progress() {
+    let pool = crate::database().await;
     let small = 2..=5;
     let mut carts = vec![own_skus(1, 500)];
     carts.extend(small.clone().map(|user| own_skus(user, 2)));
@@ -169,8 +172,9 @@ async fn small_carts_are_answered_while_one_of_500_lines_is_in_progress(pool: Pg
     shop.assert_within_limits();
 }
 
-#[sqlx::test]
-async fn a_small_cart_is_answered_at_once(pool: PgPool) {
+#[tokio::test]
+async fn a_small_cart_is_answered_at_once() {
+    let pool = crate::database().await;
     let shop = Shop::open(&pool, cache_off(), &[own_skus(1, 10)]).await;
     shop.products.limit();
     let client = shop.client().await;
@@ -196,8 +200,9 @@ fn large(request_timeout: &str) -> Value {
     })
 }
 
-#[sqlx::test]
-async fn what_a_call_that_ran_out_of_time_has_learnt_serves_the_next(pool: PgPool) {
+#[tokio::test]
+async fn what_a_call_that_ran_out_of_time_has_learnt_serves_the_next() {
+    let pool = crate::database().await;
     let shop = Shop::open(&pool, large("1s"), &[own_skus(1, 350)]).await;
     let client = shop.client().await;
     let mut calls = 0;
@@ -215,8 +220,9 @@ async fn what_a_call_that_ran_out_of_time_has_learnt_serves_the_next(pool: PgPoo
     assert_eq!(shop.products.requests(), 350, "nothing was asked twice");
 }
 
-#[sqlx::test]
-async fn who_may_wait_for_a_large_cart_gets_it_in_one_call(pool: PgPool) {
+#[tokio::test]
+async fn who_may_wait_for_a_large_cart_gets_it_in_one_call() {
+    let pool = crate::database().await;
     let shop = Shop::open(&pool, large("60s"), &[own_skus(1, 250)]).await;
     let mut client = shop.client().await;
     let mut request = Request::new(ListCartRequest { user: 1 });

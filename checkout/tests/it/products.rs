@@ -35,8 +35,9 @@ async fn list_within(app: &TestApp, user: i64, allowed: Duration) -> Result<usiz
         .map(|response| response.into_inner().items.len())
 }
 
-#[sqlx::test]
-async fn what_was_asked_once_is_kept(pool: PgPool) {
+#[tokio::test]
+async fn what_was_asked_once_is_kept() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 1..4)]).await;
     app.list(1).await.unwrap();
     app.list(1).await.unwrap();
@@ -44,8 +45,9 @@ async fn what_was_asked_once_is_kept(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn the_cache_can_be_off_and_prices_age(pool: PgPool) {
+#[tokio::test]
+async fn the_cache_can_be_off_and_prices_age() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({"products": {"cache_ttl": "0s"}}), &[(1, 5..6)]).await;
     assert_eq!(app.list(1).await.unwrap().total_price, 10);
     app.products.price(5, 11);
@@ -53,8 +55,9 @@ async fn the_cache_can_be_off_and_prices_age(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_price_is_asked_for_again_when_its_time_is_over(pool: PgPool) {
+#[tokio::test]
+async fn a_price_is_asked_for_again_when_its_time_is_over() {
+    let pool = crate::database().await;
     let app = with_carts(
         pool,
         json!({"products": {"cache_ttl": "300ms"}}),
@@ -71,8 +74,9 @@ async fn a_price_is_asked_for_again_when_its_time_is_over(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn many_who_ask_for_one_sku_share_one_request(pool: PgPool) {
+#[tokio::test]
+async fn many_who_ask_for_one_sku_share_one_request() {
+    let pool = crate::database().await;
     for ttl in ["300s", "0s"] {
         let app = with_carts(pool.clone(), json!({"products": {"cache_ttl": ttl}}), &[]).await;
         app.loms.stock(5, 100);
@@ -88,8 +92,9 @@ async fn many_who_ask_for_one_sku_share_one_request(pool: PgPool) {
     }
 }
 
-#[sqlx::test]
-async fn a_flight_goes_on_when_its_caller_has_left(pool: PgPool) {
+#[tokio::test]
+async fn a_flight_goes_on_when_its_caller_has_left() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
     app.products.delay(Duration::from_secs(1));
     assert!(
@@ -105,8 +110,9 @@ async fn a_flight_goes_on_when_its_caller_has_left(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_slow_productservice_gets_five_at_once(pool: PgPool) {
+#[tokio::test]
+async fn a_slow_productservice_gets_five_at_once() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 1..13)]).await;
     app.products.delay(Duration::from_millis(600));
     assert_eq!(app.list(1).await.unwrap().items.len(), 12);
@@ -115,8 +121,9 @@ async fn a_slow_productservice_gets_five_at_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_hiccup_is_not_seen_by_the_caller(pool: PgPool) {
+#[tokio::test]
+async fn a_hiccup_is_not_seen_by_the_caller() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
     app.products
         .fail_next(&[Code::Unavailable, Code::ResourceExhausted]);
@@ -125,8 +132,9 @@ async fn a_hiccup_is_not_seen_by_the_caller(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_limit_that_others_have_used_up_is_waited_out(pool: PgPool) {
+#[tokio::test]
+async fn a_limit_that_others_have_used_up_is_waited_out() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
     app.products.use_up();
     assert_eq!(app.list(1).await.unwrap().items.len(), 1);
@@ -134,8 +142,9 @@ async fn a_limit_that_others_have_used_up_is_waited_out(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn who_has_no_time_for_another_try_hears_why(pool: PgPool) {
+#[tokio::test]
+async fn who_has_no_time_for_another_try_hears_why() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
     app.products.fail_always(Some(Code::ResourceExhausted));
     // the allowance comes back in a second
@@ -148,8 +157,9 @@ async fn who_has_no_time_for_another_try_hears_why(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn failures_are_said_as_documented_and_never_kept(pool: PgPool) {
+#[tokio::test]
+async fn failures_are_said_as_documented_and_never_kept() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({}), &[(1, 5..6)]).await;
     for (theirs, ours, requests) in [
         (Code::Unavailable, Code::Unavailable, 3),
@@ -170,8 +180,9 @@ async fn failures_are_said_as_documented_and_never_kept(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_hanging_productservice_is_answered_within_the_deadline(pool: PgPool) {
+#[tokio::test]
+async fn a_hanging_productservice_is_answered_within_the_deadline() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({"products": {"timeout": "3s"}}), &[(1, 5..6)]).await;
     app.products.delay(Duration::from_secs(3600));
     let began = Instant::now();
@@ -194,8 +205,9 @@ async fn a_hanging_productservice_is_answered_within_the_deadline(pool: PgPool) 
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_wrong_token_is_our_mistake_not_the_callers(pool: PgPool) {
+#[tokio::test]
+async fn a_wrong_token_is_our_mistake_not_the_callers() {
+    let pool = crate::database().await;
     let app = with_carts(pool, json!({"token": "other"}), &[(1, 5..6)]).await;
     let status = app.list(1).await.unwrap_err();
     assert_eq!(

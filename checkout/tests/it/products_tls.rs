@@ -27,8 +27,9 @@ async fn beside(identity: Option<Identity>, pool: &PgPool, changes: Value) -> Te
     TestApp::beside(neighbours, pool.clone(), changes).await
 }
 
-#[sqlx::test]
-async fn products_come_over_tls_from_whom_the_authority_vouches_for(pool: PgPool) {
+#[tokio::test]
+async fn products_come_over_tls_from_whom_the_authority_vouches_for() {
+    let pool = crate::database().await;
     let _ = rustls::crypto::ring::default_provider().install_default();
     let dir = tempfile::tempdir().unwrap();
     let (ours, theirs) = (dir.path().join("ours.pem"), dir.path().join("theirs.pem"));
@@ -54,8 +55,9 @@ async fn products_come_over_tls_from_whom_the_authority_vouches_for(pool: PgPool
     }
 }
 
-#[sqlx::test]
-async fn an_authority_that_is_not_there_is_said_before_anything_is_served(pool: PgPool) {
+#[tokio::test]
+async fn an_authority_that_is_not_there_is_said_before_anything_is_served() {
+    let pool = crate::database().await;
     let neighbours = Neighbours::start().await;
     let changes = json!({"products": {"tls": true, "ca": "nowhere/ca.pem"}});
     let config: Config =

@@ -27,8 +27,9 @@ async fn fill(app: &TestApp) {
 
 const CART: [(u32, u32); 2] = [(5, 2), (9, 2)];
 
-#[sqlx::test]
-async fn a_purchase_orders_the_cart_once(pool: PgPool) {
+#[tokio::test]
+async fn a_purchase_orders_the_cart_once() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     let id = app.purchase(1).await.unwrap();
     let orders = app.loms.orders();
@@ -44,8 +45,9 @@ async fn a_purchase_orders_the_cart_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn without_the_stock_the_cart_is_as_it_was(pool: PgPool) {
+#[tokio::test]
+async fn without_the_stock_the_cart_is_as_it_was() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.stock(9, 1);
     let metadata = refused(
@@ -64,8 +66,9 @@ async fn without_the_stock_the_cart_is_as_it_was(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_refusal_gives_lines_back_merged_with_what_was_added_since(pool: PgPool) {
+#[tokio::test]
+async fn a_refusal_gives_lines_back_merged_with_what_was_added_since() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.stock(5, 1);
     app.loms.mood(Mood::HoldsBefore);
@@ -83,8 +86,9 @@ async fn a_refusal_gives_lines_back_merged_with_what_was_added_since(pool: PgPoo
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn what_is_added_meanwhile_stays_in_the_cart(pool: PgPool) {
+#[tokio::test]
+async fn what_is_added_meanwhile_stays_in_the_cart() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::HoldsAfter);
     let adding = async {
@@ -100,8 +104,9 @@ async fn what_is_added_meanwhile_stays_in_the_cart(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn two_at_once_make_one_order(pool: PgPool) {
+#[tokio::test]
+async fn two_at_once_make_one_order() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::HoldsBefore);
     let releasing = async {
@@ -120,8 +125,9 @@ async fn two_at_once_make_one_order(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn two_at_once_are_refused_alike_and_give_the_lines_back_once(pool: PgPool) {
+#[tokio::test]
+async fn two_at_once_are_refused_alike_and_give_the_lines_back_once() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.stock(5, 0);
     app.loms.mood(Mood::HoldsBefore);
@@ -137,8 +143,9 @@ async fn two_at_once_are_refused_alike_and_give_the_lines_back_once(pool: PgPool
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn loms_away_leaves_it_open_for_the_next_call(pool: PgPool) {
+#[tokio::test]
+async fn loms_away_leaves_it_open_for_the_next_call() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     for (mood, code) in [
         (Mood::Away, Code::Unavailable),
@@ -163,8 +170,9 @@ async fn loms_away_leaves_it_open_for_the_next_call(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_lost_answer_makes_no_second_order(pool: PgPool) {
+#[tokio::test]
+async fn a_lost_answer_makes_no_second_order() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::LosesAnswers);
     assert_eq!(app.purchase(1).await.unwrap_err().code(), Code::Unavailable);
@@ -175,8 +183,9 @@ async fn a_lost_answer_makes_no_second_order(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_slow_loms_is_answered_within_the_deadline_and_the_outcome_is_told_next(pool: PgPool) {
+#[tokio::test]
+async fn a_slow_loms_is_answered_within_the_deadline_and_the_outcome_is_told_next() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::Slow(Duration::from_secs(60)));
     let began = Instant::now();
@@ -201,8 +210,9 @@ async fn a_slow_loms_is_answered_within_the_deadline_and_the_outcome_is_told_nex
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_caller_who_left_cuts_nothing_and_is_told_next(pool: PgPool) {
+#[tokio::test]
+async fn a_caller_who_left_cuts_nothing_and_is_told_next() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::HoldsAfter);
     {
@@ -230,8 +240,9 @@ async fn a_caller_who_left_cuts_nothing_and_is_told_next(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_order_that_loms_does_not_take_gives_the_lines_back(pool: PgPool) {
+#[tokio::test]
+async fn an_order_that_loms_does_not_take_gives_the_lines_back() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::Refusing);
     refused(
@@ -243,8 +254,9 @@ async fn an_order_that_loms_does_not_take_gives_the_lines_back(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_order_that_was_cancelled_meanwhile_gives_the_lines_back(pool: PgPool) {
+#[tokio::test]
+async fn an_order_that_was_cancelled_meanwhile_gives_the_lines_back() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::LosesAnswers);
     assert_eq!(app.purchase(1).await.unwrap_err().code(), Code::Unavailable);
@@ -260,8 +272,9 @@ async fn an_order_that_was_cancelled_meanwhile_gives_the_lines_back(pool: PgPool
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_key_makes_every_retry_exact(pool: PgPool) {
+#[tokio::test]
+async fn a_key_makes_every_retry_exact() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     assert_eq!(app.purchase_with(1, "first").await.unwrap(), 1);
     assert_eq!(app.purchase_with(1, "first").await.unwrap(), 1);
@@ -288,8 +301,9 @@ async fn a_key_makes_every_retry_exact(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_refusal_is_replayed_too(pool: PgPool) {
+#[tokio::test]
+async fn a_refusal_is_replayed_too() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.stock(5, 1);
     let first = refused(
@@ -309,8 +323,9 @@ async fn a_refusal_is_replayed_too(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_open_purchase_of_another_key_is_finished_first(pool: PgPool) {
+#[tokio::test]
+async fn an_open_purchase_of_another_key_is_finished_first() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::Away);
     assert_eq!(
@@ -333,8 +348,9 @@ async fn an_open_purchase_of_another_key_is_finished_first(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_purchase_without_a_key_takes_that_of_the_call_it_answers(pool: PgPool) {
+#[tokio::test]
+async fn a_purchase_without_a_key_takes_that_of_the_call_it_answers() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::Away);
     assert_eq!(app.purchase(1).await.unwrap_err().code(), Code::Unavailable);
@@ -346,8 +362,9 @@ async fn a_purchase_without_a_key_takes_that_of_the_call_it_answers(pool: PgPool
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_outcome_that_came_too_late_for_its_caller_is_told_next(pool: PgPool) {
+#[tokio::test]
+async fn an_outcome_that_came_too_late_for_its_caller_is_told_next() {
+    let pool = crate::database().await;
     let app = with_cart(pool).await;
     app.loms.mood(Mood::HoldsAfter);
     // between asking whether the caller is there and the commit, something takes longer than the caller waits

@@ -24,8 +24,9 @@ async fn finished(app: &TestApp) {
     eventually("nothing is open", async || app.open_purchases().await == 0).await;
 }
 
-#[sqlx::test]
-async fn the_worker_finishes_what_is_open_and_the_next_call_is_told_once(pool: PgPool) {
+#[tokio::test]
+async fn the_worker_finishes_what_is_open_and_the_next_call_is_told_once() {
+    let pool = crate::database().await;
     let app = with_cart(pool, json!({})).await;
     app.loms.mood(Mood::LosesAnswers);
     assert_eq!(app.purchase(1).await.unwrap_err().code(), Code::Unavailable);
@@ -40,8 +41,9 @@ async fn the_worker_finishes_what_is_open_and_the_next_call_is_told_once(pool: P
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_refusal_found_by_the_worker_is_in_the_cart_again(pool: PgPool) {
+#[tokio::test]
+async fn a_refusal_found_by_the_worker_is_in_the_cart_again() {
+    let pool = crate::database().await;
     let app = with_cart(pool, json!({})).await;
     app.loms.mood(Mood::Away);
     assert_eq!(
@@ -60,8 +62,9 @@ async fn a_refusal_found_by_the_worker_is_in_the_cart_again(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_outcome_that_went_out_is_not_told_to_an_emptied_cart_twice(pool: PgPool) {
+#[tokio::test]
+async fn an_outcome_that_went_out_is_not_told_to_an_emptied_cart_twice() {
+    let pool = crate::database().await;
     let app = with_cart(pool, json!({})).await;
     app.loms.mood(Mood::Away);
     assert_eq!(app.purchase(1).await.unwrap_err().code(), Code::Unavailable);
@@ -89,8 +92,9 @@ async fn grow_old(app: &TestApp) {
     sqlx::query(aged).execute(&app.pool).await.unwrap();
 }
 
-#[sqlx::test]
-async fn an_old_purchase_is_cancelled_not_completed(pool: PgPool) {
+#[tokio::test]
+async fn an_old_purchase_is_cancelled_not_completed() {
+    let pool = crate::database().await;
     let app = with_cart(pool, no_worker()).await;
     app.loms.mood(Mood::Away);
     let status = app.purchase(1).await.unwrap_err();
@@ -104,8 +108,9 @@ async fn an_old_purchase_is_cancelled_not_completed(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_old_purchase_says_so_to_the_call_that_finds_it(pool: PgPool) {
+#[tokio::test]
+async fn an_old_purchase_says_so_to_the_call_that_finds_it() {
+    let pool = crate::database().await;
     let app = with_cart(pool, no_worker()).await;
     app.loms.mood(Mood::LosesAnswers);
     let status = app.purchase_with(1, "k").await.unwrap_err();
@@ -120,8 +125,9 @@ async fn an_old_purchase_says_so_to_the_call_that_finds_it(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_old_purchase_whose_order_is_payed_is_made(pool: PgPool) {
+#[tokio::test]
+async fn an_old_purchase_whose_order_is_payed_is_made() {
+    let pool = crate::database().await;
     let app = with_cart(pool, no_worker()).await;
     app.loms.mood(Mood::LosesAnswers);
     let status = app.purchase(1).await.unwrap_err();
@@ -135,8 +141,9 @@ async fn an_old_purchase_whose_order_is_payed_is_made(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_young_answer_does_not_close_what_is_being_resolved(pool: PgPool) {
+#[tokio::test]
+async fn a_young_answer_does_not_close_what_is_being_resolved() {
+    let pool = crate::database().await;
     let app = with_cart(pool, no_worker()).await;
     app.loms.mood(Mood::HoldsAfter);
     let ageing = async {
@@ -157,8 +164,9 @@ async fn a_young_answer_does_not_close_what_is_being_resolved(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn at_most_four_are_finished_at_once(pool: PgPool) {
+#[tokio::test]
+async fn at_most_four_are_finished_at_once() {
+    let pool = crate::database().await;
     // who is held is not given up, however slow the machine
     let patience = json!({
         "loms": {"timeout": "60s"},
@@ -197,8 +205,9 @@ async fn attempts(app: &TestApp) -> i64 {
         .unwrap()
 }
 
-#[sqlx::test]
-async fn a_backlog_is_finished_soon_after_loms_is_back(pool: PgPool) {
+#[tokio::test]
+async fn a_backlog_is_finished_soon_after_loms_is_back() {
+    let pool = crate::database().await;
     // what the worker once fails to finish would stay open for an hour
     let app = TestApp::start_with(pool, no_worker()).await;
     app.loms.stock(5, 100);
@@ -222,8 +231,9 @@ async fn a_backlog_is_finished_soon_after_loms_is_back(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_purchase_that_could_not_be_closed_is_tried_again_soon(pool: PgPool) {
+#[tokio::test]
+async fn a_purchase_that_could_not_be_closed_is_tried_again_soon() {
+    let pool = crate::database().await;
     let changes = json!({
         "postgres": {"lock_timeout": "100ms"},
         "purchases": {"resume_after": "1h"},
@@ -246,8 +256,9 @@ async fn a_purchase_that_could_not_be_closed_is_tried_again_soon(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn closed_purchases_are_swept_after_their_time(pool: PgPool) {
+#[tokio::test]
+async fn closed_purchases_are_swept_after_their_time() {
+    let pool = crate::database().await;
     let changes = json!({"purchases": {"keep": "1s", "sweep_every": "50ms"}});
     let app = with_cart(pool, changes).await;
     assert_eq!(app.purchase_with(1, "k").await.unwrap(), 1);

@@ -2,7 +2,6 @@
 
 use proto::cart::{AddToCartRequest, PurchaseRequest};
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -23,8 +22,9 @@ fn fields(status: &Status) -> Vec<String> {
         .collect()
 }
 
-#[sqlx::test]
-async fn all_that_is_wrong_with_a_request_is_said_at_once(pool: PgPool) {
+#[tokio::test]
+async fn all_that_is_wrong_with_a_request_is_said_at_once() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 100_000);
     let table: [(i64, u32, u32, &[&str]); 7] = [
@@ -62,8 +62,9 @@ async fn all_that_is_wrong_with_a_request_is_said_at_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn the_same_refusals_over_http(pool: PgPool) {
+#[tokio::test]
+async fn the_same_refusals_over_http() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 3);
     for (path, body, wrong) in [
@@ -115,8 +116,9 @@ async fn the_same_refusals_over_http(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn what_is_no_request_at_all_is_a_clear_4xx(pool: PgPool) {
+#[tokio::test]
+async fn what_is_no_request_at_all_is_a_clear_4xx() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     for body in [
         "{",
@@ -149,8 +151,9 @@ async fn what_is_no_request_at_all_is_a_clear_4xx(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_whole_purchase_over_http(pool: PgPool) {
+#[tokio::test]
+async fn a_whole_purchase_over_http() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 3);
     let (status, answer) = app
@@ -188,8 +191,9 @@ async fn a_whole_purchase_over_http(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_database_that_is_away_is_unavailable(pool: PgPool) {
+#[tokio::test]
+async fn a_database_that_is_away_is_unavailable() {
+    let pool = crate::database().await;
     let direct = connection_string(&pool);
     let (login, server) = direct.rsplit_once('@').unwrap();
     let (server, database) = server.split_once('/').unwrap();
@@ -215,8 +219,9 @@ async fn a_database_that_is_away_is_unavailable(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn keys_may_be_as_long_as_the_contract_says(pool: PgPool) {
+#[tokio::test]
+async fn keys_may_be_as_long_as_the_contract_says() {
+    let pool = crate::database().await;
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 3);
     app.client()

@@ -8,7 +8,7 @@ use proto::cart::{
     cart_client::CartClient,
 };
 use serde_json::{Value, json};
-use sqlx::{PgPool, Row as _};
+use sqlx::{ConnectOptions as _, PgPool, Row as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, transport::Channel};
@@ -61,14 +61,9 @@ impl Neighbours {
     }
 }
 
-/// The server of `DATABASE_URL`, the database of `pool`.
+/// The database of `pool`, and its user.
 pub(crate) fn connection_string(pool: &PgPool) -> String {
-    let server = std::env::var("DATABASE_URL").expect("DATABASE_URL, as for #[sqlx::test]");
-    let (server, _) = server.rsplit_once('/').unwrap();
-    format!(
-        "{server}/{}",
-        pool.connect_options().get_database().unwrap()
-    )
+    pool.connect_options().to_url_lossy().to_string()
 }
 
 /// A config for the database of `pool`, with `changes` to the usual one.

@@ -2,7 +2,6 @@
 
 use futures::future::join_all;
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     oracle,
@@ -93,8 +92,9 @@ const DRIFTS: [(&str, &str, &str); 16] = [
     ),
 ];
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn every_kind_of_drift_is_found(pool: PgPool) {
+#[tokio::test]
+async fn every_kind_of_drift_is_found() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 6), (1, 8, 3)]).await.unwrap();
     for _ in 0..3 {
@@ -121,8 +121,9 @@ async fn every_kind_of_drift_is_found(pool: PgPool) {
     assert_eq!((report.orders, report.units_received), (4, 9));
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_event_that_vanishes_from_the_outbox_is_missed(pool: PgPool) {
+#[tokio::test]
+async fn an_event_that_vanishes_from_the_outbox_is_missed() {
+    let pool = crate::database().await;
     // no such topic: the events stay
     let app = TestApp::start(
         &pool,
@@ -143,8 +144,9 @@ async fn an_event_that_vanishes_from_the_outbox_is_missed(pool: PgPool) {
     );
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_audit_of_a_live_system_is_clean_and_blocks_nobody(pool: PgPool) {
+#[tokio::test]
+async fn an_audit_of_a_live_system_is_clean_and_blocks_nobody() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1000)]).await.unwrap();
     let trade = join_all((0..40).map(async |n| {
@@ -169,8 +171,9 @@ async fn an_audit_of_a_live_system_is_clean_and_blocks_nobody(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn drift_shows_in_a_metric_without_anybody_asking(pool: PgPool) {
+#[tokio::test]
+async fn drift_shows_in_a_metric_without_anybody_asking() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({"audit": {"every": "20ms", "sample": 50}})).await;
     app.receive("d1", &[(1, 7, 6), (2, 7, 1), (1, 9, 3)])
         .await

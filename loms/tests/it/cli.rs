@@ -3,7 +3,6 @@
 use std::process::Output;
 
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     oracle,
@@ -20,8 +19,9 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
     )
 }
 
-#[sqlx::test(migrations = false)]
-async fn an_empty_database_is_migrated_once(pool: PgPool) {
+#[tokio::test]
+async fn an_empty_database_is_migrated_once() {
+    let pool = testkit::empty_database("loms").await;
     let config = File::config(&pool, "orders", &json!({}));
     let (code, _, error) = said(&run(&config, &["audit"]).await);
     assert_eq!(code, Some(1), "{error}");
@@ -37,8 +37,9 @@ async fn an_empty_database_is_migrated_once(pool: PgPool) {
     assert_eq!(oracle::count(&pool, applied).await, known);
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_delivery_is_received_from_a_file(pool: PgPool) {
+#[tokio::test]
+async fn a_delivery_is_received_from_a_file() {
+    let pool = crate::database().await;
     let config = File::config(&pool, "orders", &json!({}));
     let receive = async |text: &str| {
         let file = File::new(text);
@@ -66,8 +67,9 @@ async fn a_delivery_is_received_from_a_file(pool: PgPool) {
     assert_eq!(oracle::count(&pool, units).await, 6);
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_audit_that_finds_something_prints_it_and_fails(pool: PgPool) {
+#[tokio::test]
+async fn an_audit_that_finds_something_prints_it_and_fails() {
+    let pool = crate::database().await;
     let config = File::config(&pool, "orders", &json!({}));
     let stock = File::new("warehouse_id,sku,count\n1,7,2\n");
     let received = run(&config, &["stock", "receive", stock.path()]).await;
@@ -91,8 +93,9 @@ async fn an_audit_that_finds_something_prints_it_and_fails(pool: PgPool) {
     );
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn what_cannot_be_is_one_line_and_a_code_of_its_own(pool: PgPool) {
+#[tokio::test]
+async fn what_cannot_be_is_one_line_and_a_code_of_its_own() {
+    let pool = crate::database().await;
     let wrong = File::config(
         &pool,
         "orders",

@@ -169,8 +169,9 @@ impl Shop {
 
 const UNPAID: &str = "SELECT count(*) FROM loms.unpaid_order";
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn units_are_conserved_at_every_moment(pool: PgPool) {
+#[tokio::test]
+async fn units_are_conserved_at_every_moment() {
+    let pool = crate::database().await;
     let seed = seed();
     let orders = json!({"payment_timeout": "1s"});
     let app = TestApp::start(&pool, json!({"orders": orders})).await;

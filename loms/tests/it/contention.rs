@@ -33,8 +33,9 @@ fn given_up(refused: &Status, took: Duration) {
     assert!(took < LOCK_TIMEOUT + Duration::from_secs(3), "{took:?}");
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_held_row_hurts_only_those_who_want_it(pool: PgPool) {
+#[tokio::test]
+async fn a_held_row_hurts_only_those_who_want_it() {
+    let pool = crate::database().await;
     let app = impatient(&pool).await;
     app.receive("d1", &[(1, 7, 50), (1, 8, 500)]).await.unwrap();
     let (hot, payed, cancelled) = (
@@ -78,8 +79,9 @@ async fn a_held_row_hurts_only_those_who_want_it(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_held_row_does_not_stop_the_sale_of_everything_else(pool: PgPool) {
+#[tokio::test]
+async fn a_held_row_does_not_stop_the_sale_of_everything_else() {
+    let pool = crate::database().await;
     let app = impatient(&pool).await;
     app.receive("d1", &[(1, 7, 500), (1, 8, 5000)])
         .await
@@ -112,8 +114,9 @@ async fn a_held_row_does_not_stop_the_sale_of_everything_else(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_cancellation_holds_stock_only_when_all_else_is_written(pool: PgPool) {
+#[tokio::test]
+async fn a_cancellation_holds_stock_only_when_all_else_is_written() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();
     let order = app.create(1, &[(7, 2)]).await.order_id;
@@ -136,8 +139,9 @@ async fn a_cancellation_holds_stock_only_when_all_else_is_written(pool: PgPool) 
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_held_order_is_given_up_and_the_others_are_payed(pool: PgPool) {
+#[tokio::test]
+async fn a_held_order_is_given_up_and_the_others_are_payed() {
+    let pool = crate::database().await;
     let app = impatient(&pool).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();
     let (hot, cold) = (
@@ -164,8 +168,9 @@ async fn a_held_order_is_given_up_and_the_others_are_payed(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_held_row_does_not_keep_other_orders_from_expiring(pool: PgPool) {
+#[tokio::test]
+async fn a_held_row_does_not_keep_other_orders_from_expiring() {
+    let pool = crate::database().await;
     let app = impatient(&pool).await;
     app.receive("d1", &[(1, 6, 99), (1, 7, 9)]).await.unwrap();
     // the oldest of all, and so the first that a sweep meets; it has locked SKU 6 when it comes to SKU 7
@@ -219,8 +224,9 @@ async fn a_batch_of_three(
 
 const PLACED: &str = "SELECT count(*) FROM loms.user_order WHERE status = 'awaiting payment'";
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_order_that_the_database_refuses_hurts_only_itself(pool: PgPool) {
+#[tokio::test]
+async fn an_order_that_the_database_refuses_hurts_only_itself() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 9), (1, 13, 9)]).await.unwrap();
     let refuse = "ALTER TABLE loms.order_item ADD CONSTRAINT not_13 CHECK (sku <> 13)";
@@ -275,18 +281,21 @@ async fn is_tried_once_more(pool: &PgPool, sqlstate: &str) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_batch_that_a_deadlock_breaks_off_is_tried_once_more(pool: PgPool) {
+#[tokio::test]
+async fn a_batch_that_a_deadlock_breaks_off_is_tried_once_more() {
+    let pool = crate::database().await;
     is_tried_once_more(&pool, "40P01").await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_batch_that_cannot_be_serialized_is_tried_once_more(pool: PgPool) {
+#[tokio::test]
+async fn a_batch_that_cannot_be_serialized_is_tried_once_more() {
+    let pool = crate::database().await;
     is_tried_once_more(&pool, "40001").await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_batch_that_is_broken_off_twice_is_the_callers_to_retry(pool: PgPool) {
+#[tokio::test]
+async fn a_batch_that_is_broken_off_twice_is_the_callers_to_retry() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 9), (1, 13, 9)]).await.unwrap();
     break_off(&pool, "40P01", 2).await;

@@ -48,8 +48,9 @@ async fn finish(pool: &PgPool, config: &File, topic: &str, last: Process, trader
     no_deadlocks(pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn killed_at_moments_of_chance(pool: PgPool) {
+#[tokio::test]
+async fn killed_at_moments_of_chance() {
+    let pool = crate::database().await;
     let (config, topic) = prepare(&pool).await;
     let (seed, mut process) = (seed(), Process::start(&config).await);
     let mut chance = StdRng::seed_from_u64(seed);
@@ -68,8 +69,9 @@ async fn killed_at_moments_of_chance(pool: PgPool) {
 }
 
 #[cfg(feature = "failpoints")]
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn aborted_at_each_crash_point(pool: PgPool) {
+#[tokio::test]
+async fn aborted_at_each_crash_point() {
+    let pool = crate::database().await;
     use std::os::unix::process::ExitStatusExt as _;
 
     const SIGABRT: i32 = 6;

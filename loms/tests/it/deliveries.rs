@@ -4,7 +4,6 @@ use std::{fs, path::PathBuf};
 
 use futures::future::join_all;
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -13,8 +12,9 @@ use crate::{
     test_app::{TestApp, config},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_delivery_is_booked_once(pool: PgPool) {
+#[tokio::test]
+async fn a_delivery_is_booked_once() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     assert!(
         !app.receive("d1", &[(1, 7, 2), (2, 7, 3), (1, 7, 4)])
@@ -45,8 +45,9 @@ async fn a_delivery_is_booked_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_delivery_with_a_wrong_line_books_nothing(pool: PgPool) {
+#[tokio::test]
+async fn a_delivery_with_a_wrong_line_books_nothing() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let fields = async |id: &str, lines: &[(i64, u32, u64)]| {
         let status = app.receive(id, lines).await.unwrap_err();
@@ -104,8 +105,9 @@ impl Drop for File {
     }
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_file_is_received_whole_or_not_at_all(pool: PgPool) {
+#[tokio::test]
+async fn a_file_is_received_whole_or_not_at_all() {
+    let pool = crate::database().await;
     let config = config(&pool, json!({}));
     let receive = async |text: &str, id: Option<&str>| {
         let file = File::new(text);

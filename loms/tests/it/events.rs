@@ -23,8 +23,9 @@ async fn events(app: &TestApp, pool: &PgPool, many: usize) -> Vec<Event> {
     events
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_event_reads_as_the_contract_says(pool: PgPool) {
+#[tokio::test]
+async fn an_event_reads_as_the_contract_says() {
+    let pool = crate::database().await;
     // the relay is woken by a commit: nobody waits until it looks by itself
     let app = TestApp::start(&pool, json!({"outbox": {"poll_interval": "60s"}})).await;
     eventually("a topic", async || {
@@ -92,8 +93,9 @@ async fn an_event_reads_as_the_contract_says(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_orders_events_share_a_partition_in_order(pool: PgPool) {
+#[tokio::test]
+async fn an_orders_events_share_a_partition_in_order() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({"outbox": {"batch": 7}})).await;
     app.receive("d1", &[(1, 7, 40)]).await.unwrap();
     for n in 0..45 {
@@ -120,8 +122,9 @@ async fn an_orders_events_share_a_partition_in_order(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_event_carries_the_trace_of_its_call(pool: PgPool) {
+#[tokio::test]
+async fn an_event_carries_the_trace_of_its_call() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1)]).await.unwrap();
     let answer = app

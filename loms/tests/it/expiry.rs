@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -12,8 +11,9 @@ use crate::{
     test_app::{TestApp, eventually, instant},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_unpaid_order_is_cancelled_within_a_second_of_its_deadline(pool: PgPool) {
+#[tokio::test]
+async fn an_unpaid_order_is_cancelled_within_a_second_of_its_deadline() {
+    let pool = crate::database().await;
     let timeout = Duration::from_millis(800);
     let app = TestApp::start(
         &pool,
@@ -52,8 +52,9 @@ async fn an_unpaid_order_is_cancelled_within_a_second_of_its_deadline(pool: PgPo
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn payment_after_the_deadline_is_refused_before_the_sweeper_comes(pool: PgPool) {
+#[tokio::test]
+async fn payment_after_the_deadline_is_refused_before_the_sweeper_comes() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2)]).await.unwrap();
     // whatever it tries, it gets nowhere
@@ -110,8 +111,9 @@ async fn payment_after_the_deadline_is_refused_before_the_sweeper_comes(pool: Pg
     next.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn many_sweepers_cancel_each_order_once(pool: PgPool) {
+#[tokio::test]
+async fn many_sweepers_cancel_each_order_once() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let replicas = [app.replica().await, app.replica().await];
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();

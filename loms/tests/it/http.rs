@@ -1,7 +1,6 @@
 //! The HTTP door: JSON as grpc-gateway v2 speaks it, and what a caller gets who speaks it badly.
 
 use serde_json::{Value, json};
-use sqlx::PgPool;
 
 use crate::{
     oracle::rows,
@@ -45,8 +44,9 @@ async fn ok(app: &TestApp, path: &str, body: Value) -> Value {
     answer.json()
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn every_route_answers_in_proto3_json(pool: PgPool) {
+#[tokio::test]
+async fn every_route_answers_in_proto3_json() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(3, 7, 5)]).await.unwrap();
     let stocks = json!({"stocks": [{"warehouseID": "3", "count": "5"}]});
@@ -121,8 +121,9 @@ async fn every_route_answers_in_proto3_json(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn requests_are_read_as_grpc_gateway_reads_them(pool: PgPool) {
+#[tokio::test]
+async fn requests_are_read_as_grpc_gateway_reads_them() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1000)]).await.unwrap();
     let bodies = [
@@ -164,8 +165,9 @@ async fn requests_are_read_as_grpc_gateway_reads_them(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn what_cannot_be_read_is_refused_and_the_service_goes_on(pool: PgPool) {
+#[tokio::test]
+async fn what_cannot_be_read_is_refused_and_the_service_goes_on() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1)]).await.unwrap();
     let unreadable = [
@@ -243,8 +245,9 @@ async fn what_cannot_be_read_is_refused_and_the_service_goes_on(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_callers_trace_goes_on(pool: PgPool) {
+#[tokio::test]
+async fn a_callers_trace_goes_on() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = format!("00-{trace}-00f067aa0ba902b7-01");

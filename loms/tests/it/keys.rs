@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -15,8 +14,9 @@ use crate::{
     test_app::{TestApp, lock_waiters, order},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_replay_answers_with_the_orders_present_status(pool: PgPool) {
+#[tokio::test]
+async fn a_replay_answers_with_the_orders_present_status() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 5), (1, 8, 5)]).await.unwrap();
     let first = app
@@ -68,8 +68,9 @@ async fn a_replay_answers_with_the_orders_present_status(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn fifty_calls_with_one_key_over_two_processes_make_one_order(pool: PgPool) {
+#[tokio::test]
+async fn fifty_calls_with_one_key_over_two_processes_make_one_order() {
+    let pool = crate::database().await;
     let topic = kafka::unused_topic();
     kafka::create_topic(&topic).await;
     let config = File::config(&pool, &topic, &json!({}));
@@ -118,8 +119,9 @@ async fn fifty_calls_with_one_key_over_two_processes_make_one_order(pool: PgPool
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn keys_in_opposite_orders_do_not_deadlock(pool: PgPool) {
+#[tokio::test]
+async fn keys_in_opposite_orders_do_not_deadlock() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let replica = app.replica().await;
     app.receive("d1", &[(1, 7, 1000)]).await.unwrap();
@@ -169,8 +171,9 @@ async fn keys_in_opposite_orders_do_not_deadlock(pool: PgPool) {
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn what_is_sold_while_a_claim_waits_is_not_sold_again(pool: PgPool) {
+#[tokio::test]
+async fn what_is_sold_while_a_claim_waits_is_not_sold_again() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let replica = app.replica().await;
     app.receive("d1", &[(1, 7, 1), (2, 7, 1)]).await.unwrap();
@@ -194,8 +197,9 @@ async fn what_is_sold_while_a_claim_waits_is_not_sold_again(pool: PgPool) {
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn one_key_twice_in_a_batch(pool: PgPool) {
+#[tokio::test]
+async fn one_key_twice_in_a_batch() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();
     // the placer waits for this row with its first order, and the rest gathers behind it

@@ -65,8 +65,9 @@ async fn place(app: &TestApp, key: &str) -> i64 {
     placed.expect("an order").order_id
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn old_keys_go_in_small_batches_and_young_ones_stay(pool: PgPool) {
+#[tokio::test]
+async fn old_keys_go_in_small_batches_and_young_ones_stay() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();
     for n in 0..30 {
@@ -79,11 +80,11 @@ async fn old_keys_go_in_small_batches_and_young_ones_stay(pool: PgPool) {
     // who deleted how many at once
     oracle::run(
         &pool,
-        "CREATE TABLE swept (keys bigint);
-         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+        "CREATE TABLE public.swept (keys bigint);
+         CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN INSERT INTO public.swept SELECT count(*) FROM gone; RETURN NULL; END $$;
          CREATE TRIGGER note AFTER DELETE ON loms.idempotency_key REFERENCING OLD TABLE AS gone
-             FOR EACH STATEMENT EXECUTE FUNCTION note()",
+             FOR EACH STATEMENT EXECUTE FUNCTION public.note()",
     )
     .await;
     // one that somebody else is sweeping keeps nobody waiting
@@ -109,8 +110,9 @@ async fn old_keys_go_in_small_batches_and_young_ones_stay(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_claim_waits_for_the_sweep_of_its_key(pool: PgPool) {
+#[tokio::test]
+async fn a_claim_waits_for_the_sweep_of_its_key() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();
     let first = place(&app, "a").await;
@@ -141,10 +143,9 @@ async fn a_claim_waits_for_the_sweep_of_its_key(pool: PgPool) {
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_key_that_is_swept_between_its_claim_and_the_look_at_its_owner_is_claimed_again(
-    pool: PgPool,
-) {
+#[tokio::test]
+async fn a_key_that_is_swept_between_its_claim_and_the_look_at_its_owner_is_claimed_again() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let sweeper = sweeper(&pool, &app).await;
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();
@@ -170,8 +171,9 @@ async fn a_key_that_is_swept_between_its_claim_and_the_look_at_its_owner_is_clai
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn two_batches_that_want_a_swept_key_do_not_deadlock(pool: PgPool) {
+#[tokio::test]
+async fn two_batches_that_want_a_swept_key_do_not_deadlock() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let replica = sweeper(&pool, &app).await;
     app.receive("d1", &[(1, 7, 100), (1, 8, 1)]).await.unwrap();

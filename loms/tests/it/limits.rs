@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -13,8 +12,9 @@ use crate::{
     test_app::{TestApp, arrived, lock_waiters, order, sit_on},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn one_call_too_many_is_refused_at_once(pool: PgPool) {
+#[tokio::test]
+async fn one_call_too_many_is_refused_at_once() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({"limits": {"in_flight": 2}})).await;
     app.receive("d1", &[(1, 7, 2)]).await.unwrap();
     let (one, other) = (
@@ -44,8 +44,9 @@ async fn one_call_too_many_is_refused_at_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_full_queue_of_orders_refuses_and_goes_on(pool: PgPool) {
+#[tokio::test]
+async fn a_full_queue_of_orders_refuses_and_goes_on() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({"orders": {"queue": 2}})).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();
     let held = sit_on(&pool, "loms.stock").await;
@@ -74,8 +75,9 @@ async fn a_full_queue_of_orders_refuses_and_goes_on(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_deadline_that_passes_is_told_in_time(pool: PgPool) {
+#[tokio::test]
+async fn a_deadline_that_passes_is_told_in_time() {
+    let pool = crate::database().await;
     // who waits for what is held waits longer than anybody's deadline
     let changes =
         json!({"limits": {"request_timeout": "3s"}, "postgres": {"statement_timeout": "10s"}});

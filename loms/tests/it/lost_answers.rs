@@ -126,8 +126,9 @@ async fn orders_of(pool: &PgPool, user: i64) -> Vec<i64> {
         .expect("rows")
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn the_retry_with_the_same_key_is_the_same_order(pool: PgPool) {
+#[tokio::test]
+async fn the_retry_with_the_same_key_is_the_same_order() {
+    let pool = crate::database().await;
     let (app, line) = start(&pool).await;
     let rounds = 50 * scale();
     for round in 1..=rounds {
@@ -150,8 +151,9 @@ async fn the_retry_with_the_same_key_is_the_same_order(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_payment_and_a_cancellation_happen_once(pool: PgPool) {
+#[tokio::test]
+async fn a_payment_and_a_cancellation_happen_once() {
+    let pool = crate::database().await;
     let (app, line) = start(&pool).await;
     for _ in 0..5 * scale() {
         let order_id = app.create(1, &[(7, 1)]).await.order_id;
@@ -171,8 +173,9 @@ async fn a_payment_and_a_cancellation_happen_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn many_callers_lose_one_line(pool: PgPool) {
+#[tokio::test]
+async fn many_callers_lose_one_line() {
+    let pool = crate::database().await;
     let (app, line) = start(&pool).await;
     for round in 0..5 * scale() {
         // one answer ends the calls of all: those that are done, those that have begun and those that are on their way

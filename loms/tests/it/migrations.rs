@@ -99,8 +99,9 @@ async fn migrated_at_work(pool: &PgPool) {
     );
 }
 
-#[sqlx::test(migrations = false)]
-async fn each_migration_applies_to_a_database_at_work(pool: PgPool) {
+#[tokio::test]
+async fn each_migration_applies_to_a_database_at_work() {
+    let pool = testkit::empty_database("loms").await;
     migrated_at_work(&pool).await;
     // and the service goes on with what was there
     let app = TestApp::start(&pool, json!({})).await;
@@ -149,8 +150,9 @@ async fn schema(pool: &PgPool) -> Vec<(String,)> {
     .await
 }
 
-#[sqlx::test(migrations = false)]
-async fn to_migrate_again_changes_nothing(pool: PgPool) {
+#[tokio::test]
+async fn to_migrate_again_changes_nothing() {
+    let pool = testkit::empty_database("loms").await;
     let postgres = config(&pool, json!({})).postgres;
     // every replica may do it when it starts, all at once
     let migrate = || pg::migrate(&postgres, &loms::MIGRATOR);
@@ -323,8 +325,9 @@ const REFUSED: [(&str, &[&str]); 29] = [
     ),
 ];
 
-#[sqlx::test(migrations = false)]
-async fn constraints_refuse_what_they_are_there_for(pool: PgPool) {
+#[tokio::test]
+async fn constraints_refuse_what_they_are_there_for() {
+    let pool = testkit::empty_database("loms").await;
     migrated_at_work(&pool).await;
     let mut wrong = Vec::new();
     for (constraint, statements) in REFUSED {

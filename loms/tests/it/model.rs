@@ -318,8 +318,9 @@ fn same<T: PartialEq + std::fmt::Debug>(
     Ok(())
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn whatever_is_done_is_answered_as_the_model_says(pool: PgPool) {
+#[tokio::test]
+async fn whatever_is_done_is_answered_as_the_model_says() {
+    let pool = crate::database().await;
     let config = Config {
         cases: 24 * scale() as u32,
         rng_seed: RngSeed::Fixed(seed()),

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 
 use crate::{
@@ -15,8 +14,9 @@ use crate::{
 
 const WAITING: &str = "SELECT count(*) FROM loms.outbox";
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn orders_go_on_without_a_broker_and_events_follow(pool: PgPool) {
+#[tokio::test]
+async fn orders_go_on_without_a_broker_and_events_follow() {
+    let pool = crate::database().await;
     let mut broker = Proxy::closed(&kafka::brokers());
     let outbox = json!({"broker_timeout": "300ms", "poll_interval": "50ms"});
     let app = TestApp::start(
@@ -68,8 +68,9 @@ async fn trade(app: &TestApp, orders: u32) -> Duration {
     took[took.len() * 99 / 100]
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_broker_that_goes_away_again_and_again_costs_callers_nothing(pool: PgPool) {
+#[tokio::test]
+async fn a_broker_that_goes_away_again_and_again_costs_callers_nothing() {
+    let pool = crate::database().await;
     let orders = 256 * scale() as u32;
     let mut broker = Proxy::before_broker(&kafka::brokers());
     broker.open();
@@ -108,8 +109,9 @@ async fn a_broker_that_goes_away_again_and_again_costs_callers_nothing(pool: PgP
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn events_follow_when_the_topic_appears(pool: PgPool) {
+#[tokio::test]
+async fn events_follow_when_the_topic_appears() {
+    let pool = crate::database().await;
     let topic = kafka::unused_topic();
     let outbox = json!({"broker_timeout": "300ms", "poll_interval": "50ms"});
     let app = TestApp::start(&pool, json!({"kafka": {"topic": topic}, "outbox": outbox})).await;
@@ -131,8 +133,9 @@ async fn events_follow_when_the_topic_appears(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn without_the_database_callers_hear_unavailable_and_soon(pool: PgPool) {
+#[tokio::test]
+async fn without_the_database_callers_hear_unavailable_and_soon() {
+    let pool = crate::database().await;
     let (mut database, connection_string) = database_behind_proxy(&pool);
     let app = TestApp::start(
         &pool,

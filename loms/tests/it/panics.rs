@@ -1,7 +1,6 @@
 //! A panic in a batch of the placer: those who were in it hear INTERNAL, those after them get their orders.
 
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::Code;
 
 use crate::{
@@ -10,8 +9,9 @@ use crate::{
     test_app::order,
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_panic_in_a_batch_is_a_failed_batch(pool: PgPool) {
+#[tokio::test]
+async fn a_panic_in_a_batch_is_a_failed_batch() {
+    let pool = crate::database().await;
     let topic = kafka::unused_topic();
     kafka::create_topic(&topic).await;
     let config = File::config(

@@ -1,7 +1,6 @@
 //! Payments that come together share a transaction, and each gets its own answer.
 
 use futures::future::join_all;
-use sqlx::PgPool;
 use tonic::Code;
 
 use crate::{
@@ -9,8 +8,9 @@ use crate::{
     test_app::{TestApp, arrived, eventually, lock_waiters, sit_on},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn each_of_a_batch_gets_its_own_answer(pool: PgPool) {
+#[tokio::test]
+async fn each_of_a_batch_gets_its_own_answer() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, serde_json::json!({})).await;
     app.receive("d1", &[(1, 7, 100), (1, 8, 1)]).await.unwrap();
     let mut orders = Vec::new();

@@ -33,8 +33,9 @@ async fn trade(app: &TestApp, pool: &PgPool) -> i64 {
     reads(pool).await.1
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn workers_read_by_index_however_small_the_tables(pool: PgPool) {
+#[tokio::test]
+async fn workers_read_by_index_however_small_the_tables() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();
     // the migrations have read whole tables, to build their indexes
@@ -66,8 +67,9 @@ async fn ten_sweeps(pool: &PgPool) {
 
 /// A shop of thousands of orders a minute has a million that may still be payed, and many times more that are payed: to
 /// find the few that are due must not read them all.
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_sweep_reads_what_is_due_and_nothing_else(pool: PgPool) {
+#[tokio::test]
+async fn a_sweep_reads_what_is_due_and_nothing_else() {
+    let pool = crate::database().await;
     const WAITING: i64 = 300;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1_000)]).await.unwrap();
@@ -97,8 +99,9 @@ async fn a_sweep_reads_what_is_due_and_nothing_else(pool: PgPool) {
 
 /// The history of what was sold only grows. The sampled audit adds up all of it for its SKUs: what it adds up is in an index,
 /// not on a page of its own for each order.
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_sample_of_the_audit_leaves_the_table_of_write_offs_alone(pool: PgPool) {
+#[tokio::test]
+async fn a_sample_of_the_audit_leaves_the_table_of_write_offs_alone() {
+    let pool = crate::database().await;
     let sold = r"INSERT INTO loms.delivery (id, content_hash) VALUES ('d1', '\x00');
         INSERT INTO loms.delivery_line SELECT 'd1', 1, sku, 100 FROM generate_series(1, 200) AS sku;
         INSERT INTO loms.stock SELECT 1, sku, 0 FROM generate_series(1, 200) AS sku;

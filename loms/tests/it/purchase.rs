@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use proto::loms as pb;
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     oracle::{self, rows},
@@ -25,8 +24,9 @@ fn steps(order: &pb::ListOrderResponse) -> Vec<(u32, &str, &str)> {
         .collect()
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_order_is_reserved_and_payed(pool: PgPool) {
+#[tokio::test]
+async fn an_order_is_reserved_and_payed() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let again = app.receive("d1", &[(1, 7, 5), (2, 7, 3), (1, 8, 1)]).await;
     assert!(!again.unwrap());
@@ -78,8 +78,9 @@ async fn an_order_is_reserved_and_payed(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_cancelled_order_gives_its_stock_back(pool: PgPool) {
+#[tokio::test]
+async fn a_cancelled_order_gives_its_stock_back() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2), (2, 7, 2), (3, 7, 1)])
         .await
@@ -96,8 +97,9 @@ async fn a_cancelled_order_gives_its_stock_back(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_order_without_the_stock_is_failed_and_holds_nothing(pool: PgPool) {
+#[tokio::test]
+async fn an_order_without_the_stock_is_failed_and_holds_nothing() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2), (2, 7, 1), (1, 8, 9)])
         .await
@@ -119,8 +121,9 @@ async fn an_order_without_the_stock_is_failed_and_holds_nothing(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn repeated_lines_are_one_line(pool: PgPool) {
+#[tokio::test]
+async fn repeated_lines_are_one_line() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 5), (1, 7, 5), (1, 8, 1)])
         .await
@@ -137,8 +140,9 @@ async fn repeated_lines_are_one_line(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_thousand_skus_in_one_order(pool: PgPool) {
+#[tokio::test]
+async fn a_thousand_skus_in_one_order() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let highest = u32::MAX - 999;
     let lines: Vec<_> = (0..1000)

@@ -13,8 +13,9 @@ use crate::{
     test_app::{Lure, TestApp, arrived, eventually, lock_waiters, scale, sit_on},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn the_last_unit_is_sold_once(pool: PgPool) {
+#[tokio::test]
+async fn the_last_unit_is_sold_once() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let replica = app.replica().await;
     for sku in 1..=scale() as u32 {
@@ -61,8 +62,9 @@ async fn the_last_unit_is_sold_once(pool: PgPool) {
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn goods_in_opposite_orders_neither_deadlock_nor_oversell(pool: PgPool) {
+#[tokio::test]
+async fn goods_in_opposite_orders_neither_deadlock_nor_oversell() {
+    let pool = crate::database().await;
     const SKUS: u32 = 12;
     let app = TestApp::start(&pool, json!({})).await;
     let replica = app.replica().await;
@@ -169,8 +171,9 @@ fn fits(status: &str, pay: &Result<(), Status>, cancel: &Result<(), Status>) -> 
     }
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn of_pay_cancel_and_expire_exactly_one_wins(pool: PgPool) {
+#[tokio::test]
+async fn of_pay_cancel_and_expire_exactly_one_wins() {
+    let pool = crate::database().await;
     const ROUND: i64 = 50;
     let app = TestApp::start(&pool, json!({})).await;
     let replica = app.replica().await;
@@ -213,8 +216,9 @@ async fn of_pay_cancel_and_expire_exactly_one_wins(pool: PgPool) {
     no_deadlocks(&pool).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn payment_and_expiry_meet_at_the_deadline(pool: PgPool) {
+#[tokio::test]
+async fn payment_and_expiry_meet_at_the_deadline() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 60)]).await.unwrap();
     let created = join_all((0..60).map(|_| app.create(1, &[(7, 1)]))).await;
@@ -251,8 +255,9 @@ async fn payment_and_expiry_meet_at_the_deadline(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_caller_who_leaves_does_not_cut_a_payment_in_half(pool: PgPool) {
+#[tokio::test]
+async fn a_caller_who_leaves_does_not_cut_a_payment_in_half() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2)]).await.unwrap();
     let (payed, cancelled) = (

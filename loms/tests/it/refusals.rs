@@ -3,7 +3,6 @@
 use proto::loms as pb;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use sqlx::PgPool;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -87,8 +86,9 @@ async fn invalid(app: &TestApp, path: &str, body: Value) -> Vec<String> {
         .collect()
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_wrong_field_is_named_and_all_of_them_at_once(pool: PgPool) {
+#[tokio::test]
+async fn a_wrong_field_is_named_and_all_of_them_at_once() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1_000_000)]).await.unwrap();
     let order = |user: i64, items: Value| json!({"user": user, "items": items});
@@ -143,8 +143,9 @@ async fn a_wrong_field_is_named_and_all_of_them_at_once(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn fifty_violations_are_listed_and_the_rest_counted(pool: PgPool) {
+#[tokio::test]
+async fn fifty_violations_are_listed_and_the_rest_counted() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let items: Vec<_> = (0..600).map(|_| json!({"sku": 0, "count": 0})).collect();
     let (code, details) = refused(&app, "/createOrder", json!({"user": 1, "items": items})).await;
@@ -156,8 +157,9 @@ async fn fifty_violations_are_listed_and_the_rest_counted(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn an_order_that_nobody_has_is_not_found(pool: PgPool) {
+#[tokio::test]
+async fn an_order_that_nobody_has_is_not_found() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     for id in [1, 0, -1, i64::MAX, i64::MIN] {
         for path in ["/listOrder", "/orderPayed", "/cancelOrder"] {
@@ -168,8 +170,9 @@ async fn an_order_that_nobody_has_is_not_found(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_status_that_does_not_allow_it_is_in_the_details(pool: PgPool) {
+#[tokio::test]
+async fn a_status_that_does_not_allow_it_is_in_the_details() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2)]).await.unwrap();
     let payed = app.create(1, &[(7, 1)]).await.order_id;
@@ -204,8 +207,9 @@ async fn a_status_that_does_not_allow_it_is_in_the_details(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_key_that_stands_for_another_request_is_refused(pool: PgPool) {
+#[tokio::test]
+async fn a_key_that_stands_for_another_request_is_refused() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();
     let order = |units: u32| json!({"user": 1, "items": [{"sku": 7, "count": units}], "idempotencyKey": "k"});

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sqlx::PgPool;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
@@ -12,8 +11,9 @@ use crate::{
     test_app::{TestApp, lock_waiters},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_call_in_progress_is_answered(pool: PgPool) {
+#[tokio::test]
+async fn a_call_in_progress_is_answered() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 2)]).await.unwrap();
     let (one, other) = (
@@ -45,8 +45,9 @@ async fn a_call_in_progress_is_answered(pool: PgPool) {
         .await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_broker_that_is_away_does_not_hold_it_up(pool: PgPool) {
+#[tokio::test]
+async fn a_broker_that_is_away_does_not_hold_it_up() {
+    let pool = crate::database().await;
     let mut broker = Proxy::closed(&kafka::brokers());
     let changes = json!({"brokers": [broker.address.to_string()], "shutdown_grace": "5s",
                          "outbox": {"broker_timeout": "60s"}});
@@ -71,8 +72,9 @@ async fn a_broker_that_is_away_does_not_hold_it_up(pool: PgPool) {
         .await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_caller_who_only_watches_does_not_hold_it_up(pool: PgPool) {
+#[tokio::test]
+async fn a_caller_who_only_watches_does_not_hold_it_up() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({"shutdown_grace": "3s"})).await;
     let request = HealthCheckRequest::default();
     let watch = HealthClient::new(app.channel.clone())

@@ -168,8 +168,9 @@ async fn nobody_waits_for_the_silent(pool: &PgPool, app: TestApp, orders: &[i64]
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_host_that_falls_silent_holds_nobody(pool: PgPool) {
+#[tokio::test]
+async fn a_host_that_falls_silent_holds_nobody() {
+    let pool = crate::database().await;
     let (database, connection_string) = database_behind_proxy(&pool);
     let app = TestApp::start(&pool, bounds(&connection_string)).await;
     let orders = opened(&app, &pool).await;
@@ -177,8 +178,9 @@ async fn a_host_that_falls_silent_holds_nobody(pool: PgPool) {
     nobody_waits_for_the_silent(&pool, app, &orders).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn sessions_that_are_stopped_hold_nobody(pool: PgPool) {
+#[tokio::test]
+async fn sessions_that_are_stopped_hold_nobody() {
+    let pool = crate::database().await;
     let (database, connection_string) = database_behind_proxy(&pool);
     let app = TestApp::start(&pool, bounds(&connection_string)).await;
     let orders = opened(&app, &pool).await;
@@ -192,8 +194,9 @@ async fn sessions_that_are_stopped_hold_nobody(pool: PgPool) {
     nobody_waits_for_the_silent(&pool, app, &orders).await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn a_host_that_is_silent_for_a_while_is_away_and_then_back(pool: PgPool) {
+#[tokio::test]
+async fn a_host_that_is_silent_for_a_while_is_away_and_then_back() {
+    let pool = crate::database().await;
     let (database, connection_string): (Proxy, _) = database_behind_proxy(&pool);
     let app = TestApp::start(&pool, bounds(&connection_string)).await;
     let orders = opened(&app, &pool).await;

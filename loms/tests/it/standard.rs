@@ -3,7 +3,6 @@
 use futures::{StreamExt as _, stream};
 use proto::loms::StocksRequest;
 use serde_json::json;
-use sqlx::PgPool;
 use tonic::{Code, client::Grpc, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
@@ -16,8 +15,9 @@ use crate::{
     test_app::{TestApp, eventually},
 };
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn health_and_readiness_follow_the_schema(pool: PgPool) {
+#[tokio::test]
+async fn health_and_readiness_follow_the_schema() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let check = async |service: &str| {
         let request = HealthCheckRequest {
@@ -72,8 +72,9 @@ async fn health_and_readiness_follow_the_schema(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn reflection_shows_the_contract(pool: PgPool) {
+#[tokio::test]
+async fn reflection_shows_the_contract() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let ask = async |question: MessageRequest| {
         let request = ServerReflectionRequest {
@@ -119,8 +120,9 @@ async fn reflection_shows_the_contract(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn metrics_have_the_names_that_dashboards_read(pool: PgPool) {
+#[tokio::test]
+async fn metrics_have_the_names_that_dashboards_read() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d1", &[(1, 7, 1)]).await.unwrap();
     let id = app.create(1, &[(7, 1)]).await.order_id;
@@ -146,8 +148,9 @@ async fn metrics_have_the_names_that_dashboards_read(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test(migrator = "loms::MIGRATOR")]
-async fn every_grpc_answer_has_a_trace_id(pool: PgPool) {
+#[tokio::test]
+async fn every_grpc_answer_has_a_trace_id() {
+    let pool = crate::database().await;
     let app = TestApp::start(&pool, json!({})).await;
     let stocks = app
         .grpc

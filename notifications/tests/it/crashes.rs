@@ -163,8 +163,9 @@ async fn send(pool: PgPool, kafka: Kafka, orders: usize) {
     }
 }
 
-#[sqlx::test]
-async fn killed_anywhere(pool: PgPool) {
+#[tokio::test]
+async fn killed_anywhere() {
+    let pool = crate::database().await;
     let mut flow = Flow::start(pool).await;
     let config = flow.config();
     let mut chance = StdRng::seed_from_u64(seed());
@@ -186,8 +187,9 @@ async fn killed_anywhere(pool: PgPool) {
 }
 
 #[cfg(feature = "failpoints")]
-#[sqlx::test]
-async fn aborted_at_each_crash_point(pool: PgPool) {
+#[tokio::test]
+async fn aborted_at_each_crash_point() {
+    let pool = crate::database().await;
     let mut flow = Flow::start(pool).await;
     let config = flow.config();
     // passed so often before it strikes, each has seen up to 1600 events: a batch is 100 at most, what is marked at once 32

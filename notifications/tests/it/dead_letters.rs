@@ -40,8 +40,9 @@ async fn consume_to(pool: &PgPool, kafka: &Kafka, partition: i32, offset: i64) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn letters_are_listed_and_put_back_once_and_poison_comes_back(pool: PgPool) {
+#[tokio::test]
+async fn letters_are_listed_and_put_back_once_and_poison_comes_back() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let config = config_of(&pool, &kafka, json!({}));
     assert_eq!(
@@ -144,8 +145,9 @@ async fn letters_are_listed_and_put_back_once_and_poison_comes_back(pool: PgPool
     assert_eq!(kafka.dead_letters(5).len(), 5);
 }
 
-#[sqlx::test]
-async fn a_letter_that_is_there_twice_or_not_whole_is_not_put_back_as_it_is(pool: PgPool) {
+#[tokio::test]
+async fn a_letter_that_is_there_twice_or_not_whole_is_not_put_back_as_it_is() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let config = config_of(&pool, &kafka, json!({}));
     // fits as it is, but not with our headers
@@ -186,8 +188,9 @@ async fn a_letter_that_is_there_twice_or_not_whole_is_not_put_back_as_it_is(pool
     );
 }
 
-#[sqlx::test]
-async fn two_replays_at_once_put_every_letter_back(pool: PgPool) {
+#[tokio::test]
+async fn two_replays_at_once_put_every_letter_back() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let config = config_of(&pool, &kafka, json!({}));
     let mut last = (0, 0);
@@ -226,8 +229,9 @@ async fn two_replays_at_once_put_every_letter_back(pool: PgPool) {
     assert_eq!(listed(&config, &[]), Vec::<Value>::new(), "letters left");
 }
 
-#[sqlx::test]
-async fn without_a_broker_or_the_topic_one_line_says_so(pool: PgPool) {
+#[tokio::test]
+async fn without_a_broker_or_the_topic_one_line_says_so() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let (mut missing, mut away) = (kafka.clone(), kafka);
     missing.dead_letter_topic = "nowhere".to_owned();

@@ -50,8 +50,9 @@ pub(crate) async fn nothing_left(app: &TestApp) {
     .await;
 }
 
-#[sqlx::test]
-async fn an_order_is_told_in_turn_and_in_words(pool: PgPool) {
+#[tokio::test]
+async fn an_order_is_told_in_turn_and_in_words() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     for (sequence, status) in [(2, "awaiting payment"), (3, "payed"), (1, "new")] {
         save(&pool, 42, sequence, status).await;
@@ -75,8 +76,9 @@ async fn an_order_is_told_in_turn_and_in_words(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_429_pauses_the_whole_sender_and_is_no_attempt(pool: PgPool) {
+#[tokio::test]
+async fn a_429_pauses_the_whole_sender_and_is_no_attempt() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     for order in [1, 2, 3] {
         save(&pool, order, 1, "new").await;
@@ -97,8 +99,9 @@ async fn a_429_pauses_the_whole_sender_and_is_no_attempt(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
+#[tokio::test]
+async fn what_fails_by_itself_is_given_up_and_blocks_nobody() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     for order in 1..=8 {
         save(&pool, order, 1, "new").await;
@@ -151,8 +154,9 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_chat_that_an_operator_mends_costs_no_message(pool: PgPool) {
+#[tokio::test]
+async fn a_chat_that_an_operator_mends_costs_no_message() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     save(&pool, 1, 1, "new").await;
     save(&pool, 2, 1, "new").await;
@@ -169,8 +173,9 @@ async fn a_chat_that_an_operator_mends_costs_no_message(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn what_follows_in_an_order_waits_with_what_failed(pool: PgPool) {
+#[tokio::test]
+async fn what_follows_in_an_order_waits_with_what_failed() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     for (order, sequence, status) in [(1, 1, "new"), (1, 2, "failed"), (2, 1, "new")] {
         save(&pool, order, sequence, status).await;
@@ -207,8 +212,9 @@ async fn what_follows_in_an_order_waits_with_what_failed(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn telegram_away_does_not_stop_the_start_and_keeps_the_key_to_itself(pool: PgPool) {
+#[tokio::test]
+async fn telegram_away_does_not_stop_the_start_and_keeps_the_key_to_itself() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     // a port that was just free, and nobody listens on
     let free = std::net::TcpListener::bind("127.0.0.1:0")
@@ -240,8 +246,9 @@ async fn telegram_away_does_not_stop_the_start_and_keeps_the_key_to_itself(pool:
     }
 }
 
-#[sqlx::test]
-async fn what_is_over_an_hour_old_is_not_told_any_more(pool: PgPool) {
+#[tokio::test]
+async fn what_is_over_an_hour_old_is_not_told_any_more() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     save(&pool, 1, 1, "new").await;
     let age = "UPDATE notifications.message SET saved_at = now() - interval '61 minutes', attempts = 2, last_error = 'x'";
@@ -257,8 +264,9 @@ async fn what_is_over_an_hour_old_is_not_told_any_more(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn one_replica_sends_and_another_takes_over(pool: PgPool) {
+#[tokio::test]
+async fn one_replica_sends_and_another_takes_over() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     let first = TestApp::start(&pool, &kafka, through(&telegram)).await;
     let second = TestApp::start(&pool, &kafka, through(&telegram)).await;
@@ -279,8 +287,9 @@ async fn one_replica_sends_and_another_takes_over(pool: PgPool) {
     assert_eq!(count(&pool, "told_at IS NOT NULL").await, 101);
 }
 
-#[sqlx::test]
-async fn a_standby_takes_over_from_a_sender_that_died(pool: PgPool) {
+#[tokio::test]
+async fn a_standby_takes_over_from_a_sender_that_died() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     let lease = Duration::from_secs(3);
     let config = config_of(&pool, &kafka, through(&telegram));
@@ -320,8 +329,9 @@ async fn a_standby_takes_over_from_a_sender_that_died(pool: PgPool) {
     second.stop();
 }
 
-#[sqlx::test]
-async fn without_a_key_the_log_is_told(pool: PgPool) {
+#[tokio::test]
+async fn without_a_key_the_log_is_told() {
+    let pool = crate::database().await;
     let replica = Replica::start(&config_of(&pool, &Kafka::new().await, json!({})));
     save(&pool, 1, 1, "payed").await;
     eventually("it is told", || async {
@@ -337,8 +347,9 @@ async fn without_a_key_the_log_is_told(pool: PgPool) {
     assert_eq!(told[0]["message.text"], "order 1 is payed");
 }
 
-#[sqlx::test]
-async fn a_lease_shorter_than_the_calls_under_it_is_refused(pool: PgPool) {
+#[tokio::test]
+async fn a_lease_shorter_than_the_calls_under_it_is_refused() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let changes = json!({"delivery": {"lease": "1s"}, "telegram": {"timeout": "1s"}});
     let config = crate::test_app::config(&pool, &kafka, changes);

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     delivery::{ALWAYS, nothing_left, reason, save, through},
@@ -14,8 +13,9 @@ use crate::{
     test_app::{TestApp, count, eventually},
 };
 
-#[sqlx::test]
-async fn a_message_that_hangs_holds_nobody_up(pool: PgPool) {
+#[tokio::test]
+async fn a_message_that_hangs_holds_nobody_up() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     for order in 1..=20 {
         save(&pool, order, 1, "new").await;
@@ -44,8 +44,9 @@ async fn a_message_that_hangs_holds_nobody_up(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn whoever_takes_over_waits_as_long_as_telegram_asked(pool: PgPool) {
+#[tokio::test]
+async fn whoever_takes_over_waits_as_long_as_telegram_asked() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     telegram.answer("order 1 ", Answer::RetryAfter(4), 1);
     save(&pool, 1, 1, "new").await;
@@ -69,8 +70,9 @@ async fn whoever_takes_over_waits_as_long_as_telegram_asked(pool: PgPool) {
     second.finish().await;
 }
 
-#[sqlx::test]
-async fn what_comes_later_in_an_order_waits_with_what_failed(pool: PgPool) {
+#[tokio::test]
+async fn what_comes_later_in_an_order_waits_with_what_failed() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     telegram.answer("order 4 ", Answer::Status(500), ALWAYS);
     let mut changes = through(&telegram);
@@ -103,8 +105,9 @@ async fn what_comes_later_in_an_order_waits_with_what_failed(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_page_that_is_not_of_telegram_tells_nothing(pool: PgPool) {
+#[tokio::test]
+async fn a_page_that_is_not_of_telegram_tells_nothing() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     for order in 1..=3 {
         save(&pool, order, 1, "new").await;
@@ -127,8 +130,9 @@ async fn a_page_that_is_not_of_telegram_tells_nothing(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn an_attempt_whose_commit_is_not_heard_of_counts_once(pool: PgPool) {
+#[tokio::test]
+async fn an_attempt_whose_commit_is_not_heard_of_counts_once() {
+    let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
     let proxy = Proxy::before(&pool);
     save(&pool, 1, 1, "new").await;

@@ -35,8 +35,9 @@ async fn app(pool: &PgPool) -> TestApp {
     TestApp::start(pool, &kafka, json!({})).await
 }
 
-#[sqlx::test]
-async fn days_are_whole_in_utc_and_both_included(pool: PgPool) {
+#[tokio::test]
+async fn days_are_whole_in_utc_and_both_included() {
+    let pool = crate::database().await;
     for (order, at) in [
         (1, "2024-02-28 23:59:59.999999Z"),
         (2, "2024-02-29 00:00:00Z"),
@@ -86,8 +87,9 @@ async fn days_are_whole_in_utc_and_both_included(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn pages_put_together_are_the_whole(pool: PgPool) {
+#[tokio::test]
+async fn pages_put_together_are_the_whole() {
+    let pool = crate::database().await;
     fill(&pool, 7, "2024-01-01 00:00:00Z", 1000).await;
     fill(&pool, 8, "2024-01-01 00:00:00Z", 10).await;
     let mut app = app(&pool).await;
@@ -125,8 +127,9 @@ async fn pages_put_together_are_the_whole(pool: PgPool) {
 }
 
 /// What PostgreSQL counts, so that it is the plan of the service's own statement and not of a copy.
-#[sqlx::test]
-async fn a_page_reads_its_own_rows_from_the_index_wherever_it_is(pool: PgPool) {
+#[tokio::test]
+async fn a_page_reads_its_own_rows_from_the_index_wherever_it_is() {
+    let pool = crate::database().await;
     for user in 1..=20 {
         fill(&pool, user, "2024-01-01 00:00:00Z", 1000).await;
     }
@@ -163,8 +166,9 @@ async fn a_page_reads_its_own_rows_from_the_index_wherever_it_is(pool: PgPool) {
     assert!(read <= PAGES * 12, "{read} rows read for {given}");
 }
 
-#[sqlx::test]
-async fn more_than_a_caller_without_pages_is_given_is_an_error(pool: PgPool) {
+#[tokio::test]
+async fn more_than_a_caller_without_pages_is_given_is_an_error() {
+    let pool = crate::database().await;
     fill(&pool, 7, "2024-01-01 00:00:00Z", 20_000).await;
     let mut app = app(&pool).await;
     assert_eq!(app.history(7).await.messages.len(), 20_000);
@@ -206,8 +210,9 @@ async fn more_than_a_caller_without_pages_is_given_is_an_error(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn refusals_name_every_field_over_both_doors(pool: PgPool) {
+#[tokio::test]
+async fn refusals_name_every_field_over_both_doors() {
+    let pool = crate::database().await;
     let mut app = app(&pool).await;
     let cases = [
         (request(0, (2024, 1, 1), (2024, 1, 1)), vec!["user"]),
@@ -284,8 +289,9 @@ async fn refusals_name_every_field_over_both_doors(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_token_serves_only_the_question_it_was_given_for(pool: PgPool) {
+#[tokio::test]
+async fn a_token_serves_only_the_question_it_was_given_for() {
+    let pool = crate::database().await;
     fill(&pool, 7, "2024-01-01 00:00:00Z", 10).await;
     let mut app = app(&pool).await;
     let first = GetHistoryWithPeriodRequest {
@@ -340,8 +346,9 @@ async fn a_token_serves_only_the_question_it_was_given_for(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn without_its_database_the_service_says_so(pool: PgPool) {
+#[tokio::test]
+async fn without_its_database_the_service_says_so() {
+    let pool = crate::database().await;
     let mut app = app(&pool).await;
     let mut outage = pool.begin().await.expect("a transaction");
     let lock = "LOCK TABLE notifications.message IN ACCESS EXCLUSIVE MODE";

@@ -2,7 +2,6 @@
 
 use rdkafka::Message as _;
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     kafka::{Kafka, event, header},
@@ -11,8 +10,9 @@ use crate::{
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-#[sqlx::test]
-async fn events_come_out_as_history_once_and_in_order(pool: PgPool) {
+#[tokio::test]
+async fn events_come_out_as_history_once_and_in_order() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let placed = event(7, 42, 1, "new", "2026-03-01T10:00:00.25Z");
     let reserved = event(7, 42, 2, "awaiting payment", "2026-03-01T10:00:00.25Z");
@@ -72,8 +72,9 @@ async fn events_come_out_as_history_once_and_in_order(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn what_cannot_be_saved_goes_to_the_dead_letters_and_the_partition_goes_on(pool: PgPool) {
+#[tokio::test]
+async fn what_cannot_be_saved_goes_to_the_dead_letters_and_the_partition_goes_on() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let at = "2026-03-01T10:00:00Z";
     kafka.send(4, &event(7, 4, 1, "new", at)).await;
@@ -142,8 +143,9 @@ async fn what_cannot_be_saved_goes_to_the_dead_letters_and_the_partition_goes_on
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_header_that_is_no_trace_context_costs_no_event(pool: PgPool) {
+#[tokio::test]
+async fn a_header_that_is_no_trace_context_costs_no_event() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let at = "2026-03-01T10:00:00Z";
     for (order, header) in [
@@ -165,8 +167,9 @@ async fn a_header_that_is_no_trace_context_costs_no_event(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_topic_read_again_by_older_publishers_too_saves_nothing_twice(pool: PgPool) {
+#[tokio::test]
+async fn a_topic_read_again_by_older_publishers_too_saves_nothing_twice() {
+    let pool = crate::database().await;
     let mut kafka = Kafka::new().await;
     let before = time::OffsetDateTime::now_utc().unix_timestamp();
     // the same words twice are two events, for all anyone can know
@@ -215,8 +218,9 @@ async fn a_topic_read_again_by_older_publishers_too_saves_nothing_twice(pool: Pg
     assert_eq!(count(&pool, "true").await, 4);
 }
 
-#[sqlx::test]
-async fn kafka_away_is_shown_and_stops_nothing(pool: PgPool) {
+#[tokio::test]
+async fn kafka_away_is_shown_and_stops_nothing() {
+    let pool = crate::database().await;
     let mut kafka = Kafka::new().await;
     kafka.brokers = "127.0.0.1:1".to_owned();
     let app = TestApp::start(&pool, &kafka, json!({})).await;
@@ -231,8 +235,9 @@ async fn kafka_away_is_shown_and_stops_nothing(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_missing_topic_is_named(pool: PgPool) {
+#[tokio::test]
+async fn a_missing_topic_is_named() {
+    let pool = crate::database().await;
     let mut kafka = Kafka::new().await;
     kafka.dead_letter_topic = "nowhere".to_owned();
     let app = TestApp::start(&pool, &kafka, json!({})).await;

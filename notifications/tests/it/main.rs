@@ -4,6 +4,8 @@
 //! `NOTIFICATIONS_TEST_SCALE=10` makes the tests of load a tenth as large, 100 is all. What is drawn by chance comes from a
 //! seed that a failing test prints; `NOTIFICATIONS_TEST_SEED` sets it.
 
+#![expect(clippy::too_many_lines, reason = "a story is read from top to bottom")]
+
 mod kafka;
 mod proxy;
 mod telegram;
@@ -21,3 +23,8 @@ mod dead_letters;
 mod rebalances;
 mod redelivery;
 mod traces;
+
+/// A database of the test's own and its owner, the user of `config.example.yaml`.
+async fn database() -> sqlx::PgPool {
+    testkit::database("notifications", &notifications::app::MIGRATOR).await
+}

@@ -16,8 +16,9 @@ const AT: &str = "2026-03-01T10:00:00Z";
 /// Enough that to try each by itself takes seconds.
 const POISON: usize = 4000;
 
-#[sqlx::test]
-async fn a_database_that_is_away_is_waited_for(pool: PgPool) {
+#[tokio::test]
+async fn a_database_that_is_away_is_waited_for() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let app = TestApp::start(
         &pool,
@@ -82,8 +83,9 @@ async fn a_database_that_is_away_is_waited_for(pool: PgPool) {
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_connection_that_is_cut_or_goes_silent_is_an_outage_too(pool: PgPool) {
+#[tokio::test]
+async fn a_connection_that_is_cut_or_goes_silent_is_an_outage_too() {
+    let pool = crate::database().await;
     let (kafka, mut proxy) = (Kafka::new().await, Proxy::before(&pool));
     // what is silent is given up a second after the longest statement
     let postgres = json!({"connection_string": proxy.url(&pool), "statement_timeout": "500ms"});
@@ -128,8 +130,9 @@ async fn a_connection_that_is_cut_or_goes_silent_is_an_outage_too(pool: PgPool) 
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn the_lag_grows_while_the_database_is_away(pool: PgPool) {
+#[tokio::test]
+async fn the_lag_grows_while_the_database_is_away() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let mut outage = pool.begin().await.expect("a transaction");
     let lock = "LOCK TABLE notifications.message IN ACCESS EXCLUSIVE MODE";
@@ -165,8 +168,9 @@ async fn the_lag_grows_while_the_database_is_away(pool: PgPool) {
 }
 
 /// Refused one by one, it takes longer than a round with the database may, and comes to its end all the same.
-#[sqlx::test]
-async fn a_batch_of_poison_that_outlasts_a_round_blocks_nobody(pool: PgPool) {
+#[tokio::test]
+async fn a_batch_of_poison_that_outlasts_a_round_blocks_nobody() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let poison = r#"{"UserId":7,"OrderID":4,"Status":"payed","Message":"\u0000"}"#;
     kafka.send(4, &event(7, 4, 1, "new", AT)).await;
@@ -187,8 +191,9 @@ async fn a_batch_of_poison_that_outlasts_a_round_blocks_nobody(pool: PgPool) {
 }
 
 /// Statistics of a table are from when it was last looked at. What was not there then must not slow down what is known.
-#[sqlx::test]
-async fn events_without_a_sequence_are_recognised_whatever_the_statistics_say(pool: PgPool) {
+#[tokio::test]
+async fn events_without_a_sequence_are_recognised_whatever_the_statistics_say() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     analyze_empty(&pool).await;
     let message = "order 4 is new";
@@ -212,8 +217,9 @@ async fn events_without_a_sequence_are_recognised_whatever_the_statistics_say(po
     app.finish().await;
 }
 
-#[sqlx::test]
-async fn a_long_queue_is_worked_off_whatever_the_statistics_say(pool: PgPool) {
+#[tokio::test]
+async fn a_long_queue_is_worked_off_whatever_the_statistics_say() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     analyze_empty(&pool).await;
     let rows = "INSERT INTO notifications.message

@@ -191,8 +191,9 @@ impl Replica {
     }
 }
 
-#[sqlx::test(migrations = false)]
-async fn migrates_serves_and_stops_when_its_stdin_closes(pool: PgPool) {
+#[tokio::test]
+async fn migrates_serves_and_stops_when_its_stdin_closes() {
+    let pool = testkit::empty_database("notifications").await;
     let config = config_of(&pool, &Kafka::new().await, json!({}));
     let unmigrated = Replica::start(&config);
     assert_eq!(unmigrated.get("/readyz").await.0, 503);

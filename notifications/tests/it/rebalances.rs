@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     kafka::{Kafka, PARTITIONS, event},
@@ -24,8 +23,9 @@ async fn send(kafka: &Kafka, orders: Range<i64>) {
     }
 }
 
-#[sqlx::test]
-async fn two_start_one_is_killed_one_joins(pool: PgPool) {
+#[tokio::test]
+async fn two_start_one_is_killed_one_joins() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let config = config_of(&pool, &kafka, json!({}));
     let share = async |one: &Replica, other: &Replica| {
@@ -64,8 +64,9 @@ async fn two_start_one_is_killed_one_joins(pool: PgPool) {
     third.stop();
 }
 
-#[sqlx::test]
-async fn what_is_in_hand_is_abandoned_when_its_partition_goes(pool: PgPool) {
+#[tokio::test]
+async fn what_is_in_hand_is_abandoned_when_its_partition_goes() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let config = config_of(
         &pool,

@@ -8,7 +8,6 @@ use std::{
 
 use rand::{SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     kafka::{Kafka, Offsets, PARTITIONS, event, header},
@@ -38,8 +37,9 @@ fn poison(number: usize, order: i64) -> (&'static str, String) {
     }
 }
 
-#[sqlx::test]
-async fn every_event_three_times_shuffled_with_poison(pool: PgPool) {
+#[tokio::test]
+async fn every_event_three_times_shuffled_with_poison() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let distinct = scaled(10_000).div_ceil(3) * 3;
     let mut records = Vec::new();

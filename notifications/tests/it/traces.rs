@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, net::UdpSocket, time::Duration};
 
 use serde_json::json;
-use sqlx::PgPool;
 
 use crate::{
     kafka::{Kafka, event},
@@ -14,8 +13,9 @@ use crate::{
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const SPAN: &str = "b7ad6b7169203331";
 
-#[sqlx::test]
-async fn the_batch_links_to_each_publisher_and_the_telling_belongs_to_the_order(pool: PgPool) {
+#[tokio::test]
+async fn the_batch_links_to_each_publisher_and_the_telling_belongs_to_the_order() {
+    let pool = crate::database().await;
     let kafka = Kafka::new().await;
     let agent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     agent
