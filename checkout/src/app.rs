@@ -7,8 +7,8 @@ use platform::{
     client::{Client, Neighbour},
     error::StartError,
     grpc::Guard,
-    http, pg,
-    pool::Pool,
+    http,
+    pg::{self, Database, Pool},
     process,
     readiness::Readiness,
     server::{Doors, Server},
@@ -49,15 +49,16 @@ pub struct App {
 }
 
 impl App {
-    /// Opens both sockets, tries the database once, prepares pools and clients. Neighbours may be away.
+    /// Opens both sockets, prepares pools and clients. The database and neighbours may be away.
     ///
     /// # Errors
-    /// A port in use, a file that cannot be read, an address that is none, a database that does not answer.
+    /// A port in use, a file that cannot be read, an address that is none.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
-        let pool = Pool::new(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
+        let pool = database.pool(SERVICE, config.postgres.max_connections)?;
         // callers cannot take the connections that finishing purchases needs
-        let workers = Pool::new(&config.postgres, "checkout-workers", WORKER_CONNECTIONS)?;
+        let workers = database.pool("checkout-workers", WORKER_CONNECTIONS)?;
         let tasks = Tasks::new();
         let loms = Loms::new(loms_client(&config)?);
         let products = products(&config, &tasks)?;
@@ -71,7 +72,7 @@ impl App {
         Ok(App {
             server,
             doors: doors(&config, CartService::new(carts, purchases(&pool))),
-            readiness: readiness(&config, pool.clone()),
+            readiness: readiness(&config, database),
             recovery,
             tasks,
             pools: [pool, workers],
@@ -200,12 +201,12 @@ fn routes(client: CartClient<platform::grpc::Guarded<CartServer<CartService>>>) 
         .route("/purchase", rpc!(client, purchase))
 }
 
-fn readiness(config: &Config, pool: Pool) -> Readiness {
+fn readiness(config: &Config, database: Database) -> Readiness {
     let (loms, products) = (
         config.services.loms.clone(),
         config.services.products.clone(),
     );
-    Readiness::new(pool, &MIGRATOR)
+    Readiness::new(database)
         .note("loms", move || reachable(loms.clone()))
         .note("products", move || reachable(products.clone()))
 }

@@ -4,8 +4,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use platform::{grpc::Deadline, pool::Pool, tasks::Tasks};
-use sqlx::{Connection as _, PgConnection};
+use platform::{
+    grpc::Deadline,
+    pg::{self, Db as PgConnection, Pool},
+    tasks::Tasks,
+};
 
 use crate::{
     cart::{self, Line, Refusal, Sku, UserId},
@@ -56,7 +59,7 @@ impl Carts {
         let pool = self.pool.clone();
         self.tasks
             .run("add to cart", async move {
-                pool.round(async |db| add(db, user, asked, on_sale, deadline).await)
+                pool.with_connection(async |db| add(db, user, asked, on_sale, deadline).await)
                     .await
             })
             .await?
@@ -70,7 +73,7 @@ impl Carts {
         let pool = self.pool.clone();
         self.tasks
             .run("delete from cart", async move {
-                pool.round(async |db| delete(db, user, taken, deadline).await)
+                pool.with_connection(async |db| delete(db, user, taken, deadline).await)
                     .await
             })
             .await?
@@ -82,7 +85,7 @@ impl Carts {
     /// Products that ProductService does not know, all of them named; it is away or late; a total that does not fit.
     pub async fn list(&self, user: UserId, deadline: Deadline) -> Result<Contents, Error> {
         let read = async |db: &mut PgConnection| store::carts::list_lines(db, user).await;
-        let lines = self.pool.round(read).await?;
+        let lines = self.pool.repeatable(read).await?;
         let products = self.products_of(&lines, deadline).await?;
         let lines: Vec<_> = lines
             .into_iter()
@@ -170,7 +173,7 @@ async fn lock_or_create(conn: &mut PgConnection, user: UserId) -> Result<i64, Er
     // it is there now, made here or by a call that came at the same time, and carts are never deleted
     Ok(store::carts::lock_cart(conn, user)
         .await?
-        .ok_or(sqlx::Error::RowNotFound)?)
+        .ok_or_else(|| pg::Error::invariant("a cart that was just made is not there"))?)
 }
 
 async fn delete(

@@ -4,7 +4,7 @@
 use platform::{
     error::{Code, Detail, Fault, LISTED, Violation},
     grpc::Deadline,
-    pg::{self, Failure},
+    pg,
     tasks::TaskFailed,
 };
 
@@ -82,8 +82,8 @@ pub enum Error {
         cause: String,
     },
     /// The database failed.
-    #[error("{}", if away(.0) { "the database is unavailable, try again later" } else { "internal error" })]
-    Database(#[from] sqlx::Error),
+    #[error("{}", .0.failure().message())]
+    Database(#[from] pg::Error),
     /// A task of ours panicked.
     #[error("internal error")]
     Task(#[from] TaskFailed),
@@ -121,11 +121,8 @@ impl Error {
             Self::NeighbourAway { .. } | Self::OrderUndecided { .. } => Code::Unavailable,
             Self::NeighbourBusy { .. } => Code::ResourceExhausted,
             Self::Late { .. } => Code::DeadlineExceeded,
-            Self::Database(error) if away(error) => Code::Unavailable,
-            Self::Database(_)
-            | Self::NeighbourBroken { .. }
-            | Self::Task(_)
-            | Self::PurchaseGone => Code::Internal,
+            Self::Database(error) => error.code(),
+            Self::NeighbourBroken { .. } | Self::Task(_) | Self::PurchaseGone => Code::Internal,
         }
     }
 
@@ -191,8 +188,7 @@ impl Error {
             Self::NeighbourBroken { neighbour, cause } => {
                 tracing::error!(neighbour, error = %cause, "neighbour answered nonsense");
             }
-            Self::Database(error) if away(error) => tracing::warn!(error = %error, "database away"),
-            Self::Database(error) => tracing::error!(error = %error, "statement failed"),
+            Self::Database(error) => error.log(),
             Self::PurchaseGone => tracing::error!("purchase vanished while it was decided"),
             // logged where it panicked
             Self::Task(_) => {}
@@ -231,10 +227,9 @@ impl From<Error> for tonic::Status {
     }
 }
 
-fn away(error: &sqlx::Error) -> bool {
-    match pg::classify(error) {
-        Failure::Away | Failure::Retry => true,
-        Failure::Data | Failure::Bug => false,
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
     }
 }
 
@@ -315,8 +310,8 @@ mod tests {
                 neighbour: "loms",
                 cause: cause.clone(),
             },
-            Error::Database(sqlx::Error::Protocol(cause.clone())),
-            Error::Database(sqlx::Error::Decode(cause.clone().into())),
+            Error::from(sqlx::Error::Protocol(cause.clone())),
+            Error::from(sqlx::Error::Decode(cause.clone().into())),
         ] {
             let status = tonic::Status::from(error);
             assert!(!status.message().contains("secret"), "{}", status.message());

@@ -9,8 +9,11 @@
 use std::time::Duration;
 
 use fail::fail_point;
-use platform::{grpc::Deadline, pool::Pool, tasks::Tasks};
-use sqlx::{Connection as _, PgConnection};
+use platform::{
+    grpc::Deadline,
+    pg::{self, Db as PgConnection, Pool},
+    tasks::Tasks,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -137,7 +140,7 @@ impl Purchases {
         deadline: Deadline,
     ) -> Result<Begun, Error> {
         let decide = async |db: &mut PgConnection| self.decide(db, user, key, deadline).await;
-        let begun = self.pool.round(decide).await?;
+        let begun = self.pool.with_connection(decide).await?;
         fail_point!("purchase-begun", |_| std::process::abort());
         Ok(begun)
     }
@@ -220,7 +223,7 @@ impl Purchases {
                     let mark = async |db: &mut PgConnection| {
                         store::purchases::mark_resolving(db, id).await
                     };
-                    self.pool.round(mark).await?;
+                    self.pool.repeatable(mark).await?;
                     continue;
                 }
                 None => return Err(Error::PurchaseGone),
@@ -238,7 +241,7 @@ impl Purchases {
         let load = async |db: &mut PgConnection| {
             store::purchases::load_purchase(db, id, resolve_after).await
         };
-        Ok(self.pool.round(load).await?)
+        Ok(self.pool.repeatable(load).await?)
     }
 
     /// Asks LOMS how the purchase stands; an old one is cancelled if that is still possible.
@@ -282,7 +285,7 @@ impl Purchases {
     ) -> Result<bool, Error> {
         fail_point!("purchase-closing", |_| std::process::abort());
         let write = async |db: &mut PgConnection| write_close(db, purchase, outcome).await;
-        if !self.pool.round(write).await? {
+        if !self.pool.with_connection(write).await? {
             return Ok(false);
         }
         fail_point!("purchase-closed", |_| std::process::abort());
@@ -303,7 +306,7 @@ impl Purchases {
             }
             let mark =
                 async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
-            if let Err(error) = self.pool.round(mark).await {
+            if let Err(error) = self.pool.repeatable(mark).await {
                 tracing::warn!(purchase.id = %id, error = %error, "whether the outcome is told was not noted");
                 return;
             }
@@ -315,7 +318,7 @@ impl Purchases {
         let (first, most) = (self.config.first_backoff, self.config.most_backoff);
         let wait = purchase::backoff(attempts, first, most, rand::random());
         let postpone = async |db: &mut PgConnection| store::recovery::postpone(db, id, wait).await;
-        if let Err(error) = self.pool.round(postpone).await {
+        if let Err(error) = self.pool.repeatable(postpone).await {
             tracing::warn!(purchase.id = %id, error = %error, "purchase not postponed");
         }
     }
@@ -326,7 +329,7 @@ async fn write_close(
     db: &mut PgConnection,
     purchase: &OpenPurchase,
     outcome: &Outcome,
-) -> sqlx::Result<bool> {
+) -> pg::Result<bool> {
     let mut tx = db.begin().await?;
     store::carts::lock_cart(&mut tx, purchase.user).await?;
     if !store::purchases::close_purchase(&mut tx, purchase, outcome).await? {

@@ -4,8 +4,7 @@
 use std::{future::Future, pin::pin, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use platform::pool::Pool;
-use sqlx::PgConnection;
+use platform::pg::{Db as PgConnection, Pool};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -87,7 +86,7 @@ impl Recovery {
             let limit = i64::try_from(room).unwrap_or(1);
             Ok(store::recovery::claim_due(db, limit, self.config.resume_after).await?)
         };
-        self.pool.round(work).await
+        self.pool.with_connection(work).await
     }
 
     /// A trace of its own: the call that began the purchase has ended long ago.
@@ -105,9 +104,10 @@ impl Recovery {
     async fn sweep(&self) -> Result<(), Error> {
         loop {
             let step = async |db: &mut PgConnection| {
-                store::recovery::sweep_closed(db, self.config.keep, SWEEP_ROWS).await
+                let keep = self.config.keep;
+                store::recovery::sweep_closed(db, keep, SWEEP_ROWS).await
             };
-            let swept = self.pool.round(step).await?;
+            let swept = self.pool.repeatable(step).await?;
             if swept < SWEEP_ROWS.unsigned_abs() {
                 return Ok(());
             }

@@ -7,8 +7,7 @@ use platform::{
     error::StartError,
     grpc::Guard,
     http::rpc,
-    pg::OwnConnection,
-    pool::Pool,
+    pg::{Database, Pool},
     readiness::Readiness,
     server::{Doors, Server},
     tasks::Tasks,
@@ -37,21 +36,24 @@ const SERVICE: &str = "loms";
 pub struct App {
     config: Config,
     server: Server,
+    database: Database,
     pool: Pool,
     broker: Broker,
 }
 
 impl App {
     /// # Errors
-    /// A port in use, a certificate that is missing, a setting that cannot be, a database that does not answer.
+    /// A port in use, a certificate that is missing, a setting that cannot be.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
-        let pool = Pool::new(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
+        let pool = database.pool(SERVICE, config.postgres.max_connections)?;
         let broker = Broker::new(&config.brokers, &config.kafka)?;
         Ok(App {
             config,
             server,
+            database,
             pool,
             broker,
         })
@@ -73,11 +75,13 @@ impl App {
         let App {
             config,
             server,
+            database,
             pool,
             broker,
         } = self;
         let tasks = Tasks::new();
-        let (placements, payments, relay) = start_workers(&config, &pool, &broker, &tasks)?;
+        let (placements, payments, relay) =
+            start_workers(&config, &database, &pool, &broker, &tasks)?;
 
         let service = LomsService {
             pool: pool.clone(),
@@ -99,7 +103,7 @@ impl App {
             http: routes(LomsClient::new(guarded)),
             openapi: proto::openapi::LOMS,
         };
-        let readiness = Readiness::new(pool.clone(), &MIGRATOR).note("kafka", move || {
+        let readiness = Readiness::new(database).note("kafka", move || {
             let broker = broker.clone();
             async move { broker.state().await }
         });
@@ -112,39 +116,35 @@ impl App {
 /// Everything that runs beside the calls, each with a connection of its own; answers what calls need of it.
 fn start_workers(
     config: &Config,
+    database: &Database,
     pool: &Pool,
     broker: &Broker,
     tasks: &Tasks,
 ) -> Result<(Placements, Payments, Relay), StartError> {
-    let own = |application| OwnConnection::new(&config.postgres, application);
-    let (bound, relay) = (config.postgres.transaction_bound(), Relay::default());
+    let relay = Relay::default();
     let orders = &config.orders;
     let placements = Placements::start(
-        own("loms-placer")?,
-        bound,
+        database.worker("loms-placer")?,
         orders.clone(),
         relay.clone(),
         tasks,
     );
     let payments = Payments::start(
-        own("loms-payments")?,
-        bound,
+        database.worker("loms-payments")?,
         orders,
         pool.clone(),
         relay.clone(),
         tasks,
     );
     expiry::start(
-        own("loms-expiry")?,
-        bound,
+        database.worker("loms-expiry")?,
         orders.expiry_batch,
         relay.clone(),
         tasks,
     );
-    keys::start(own("loms-keys")?, bound, config.keys.clone(), tasks);
+    keys::start(database.worker("loms-keys")?, config.keys.clone(), tasks);
     outbox::start(
-        own("loms-relay")?,
-        bound,
+        database.worker("loms-relay")?,
         broker.clone(),
         config.outbox.clone(),
         relay.clone(),

@@ -3,8 +3,7 @@
 use std::fmt;
 
 use anyhow::Context as _;
-use platform::pg;
-use sqlx::{Connection as _, PgConnection};
+use platform::pg::{self, Db as PgConnection};
 
 use crate::{config::Config, store::audit as store};
 

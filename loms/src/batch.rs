@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgConnection;
+use platform::pg::{self, Db as PgConnection};
 
 use crate::{
     allocation::{Allocation, Shortage},
@@ -54,7 +54,7 @@ impl OrderIds {
     /// A draw that saves a lone caller's round trip, and few enough for numbers to follow time with several replicas.
     const BLOCK: usize = 256;
 
-    async fn take(&mut self, db: &mut PgConnection, count: usize) -> sqlx::Result<Vec<OrderId>> {
+    async fn take(&mut self, db: &mut PgConnection, count: usize) -> pg::Result<Vec<OrderId>> {
         if self.0.len() < count {
             self.0
                 .extend(store::draw_order_ids(db, count.max(Self::BLOCK)).await?);
@@ -75,7 +75,7 @@ pub(crate) async fn place_batch(
     orders: &[NewOrder],
     ids: &mut OrderIds,
     payment_timeout: Duration,
-) -> sqlx::Result<Option<Vec<Answer>>> {
+) -> pg::Result<Option<Vec<Answer>>> {
     let ids = ids.take(db, orders.len()).await?;
     let Some(owners) = claim_keys(db, orders, &ids).await? else {
         return Ok(None);
@@ -146,7 +146,7 @@ async fn claim_keys(
     db: &mut PgConnection,
     orders: &[NewOrder],
     ids: &[OrderId],
-) -> sqlx::Result<Option<Vec<Owner>>> {
+) -> pg::Result<Option<Vec<Owner>>> {
     let mut firsts: HashMap<(UserId, &str), usize> = HashMap::new();
     for (index, order) in orders.iter().enumerate() {
         if let Some(key) = &order.key {
@@ -182,7 +182,7 @@ async fn claim_first_keys(
     orders: &[NewOrder],
     ids: &[OrderId],
     firsts: &HashMap<(UserId, &str), usize>,
-) -> sqlx::Result<HashMap<OrderId, KeyOwner>> {
+) -> pg::Result<HashMap<OrderId, KeyOwner>> {
     if firsts.is_empty() {
         return Ok(HashMap::new());
     }
@@ -226,7 +226,7 @@ async fn make_orders(
     ids: &[OrderId],
     owners: &[Owner],
     payment_timeout: Duration,
-) -> sqlx::Result<HashMap<OrderId, Placed>> {
+) -> pg::Result<HashMap<OrderId, Placed>> {
     let own: Vec<(OrderId, &NewOrder)> = ids
         .iter()
         .zip(orders)
@@ -258,9 +258,9 @@ async fn make_orders(
             }
         };
         // a new order may be reserved or rejected: the table of statuses has both
-        let status = Status::New
-            .apply(event)
-            .map_err(|_| sqlx::Error::Protocol("illegal placement".into()))?;
+        let status = Status::New.apply(event).map_err(|_| {
+            pg::Error::invariant("a new order can be neither reserved nor rejected")
+        })?;
         let traceparent = order.traceparent.as_deref();
         decided.push(DecidedOrder {
             id,

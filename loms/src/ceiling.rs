@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use platform::{config::PostgresConfig, error::Fields, pg};
-use sqlx::Connection as _;
 use tokio::time::Instant;
 
 use crate::{

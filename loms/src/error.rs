@@ -33,13 +33,17 @@ pub(crate) enum Error {
     Busy,
     #[error("the deadline passed while the order waited for its turn")]
     Late,
-    /// Its cause was logged by whoever met it.
-    #[error("the service cannot reach its database, try again later")]
-    Away,
+    #[error("the service is stopping, try again later")]
+    Stopping,
+    #[error("stock that the order needs is locked by another transaction, try again later")]
+    StockLocked,
+    /// The database failed for a whole batch; the cause was logged by whoever met it.
+    #[error("{}", .0.message())]
+    BatchFailed(Failure),
     #[error("internal error")]
     Broken,
-    #[error("database")]
-    Database(#[from] sqlx::Error),
+    #[error("{}", .0.failure().message())]
+    Database(#[from] pg::Error),
 }
 
 fn verb(event: Event) -> &'static str {
@@ -61,12 +65,10 @@ impl Error {
             Error::Illegal { .. } | Error::PaymentLate(_) => Code::FailedPrecondition,
             Error::Busy => Code::ResourceExhausted,
             Error::Late => Code::DeadlineExceeded,
-            Error::Away => Code::Unavailable,
+            Error::Stopping | Error::StockLocked => Code::Unavailable,
+            Error::BatchFailed(failure) => failure.code(),
             Error::Broken => Code::Internal,
-            Error::Database(error) => match pg::classify(error) {
-                Failure::Away | Failure::Retry => Code::Unavailable,
-                Failure::Data | Failure::Bug => Code::Internal,
-            },
+            Error::Database(error) => error.code(),
         }
     }
 
@@ -101,11 +103,16 @@ impl Error {
                 reason: "PLACEMENT_QUEUE_FULL",
                 metadata: Vec::new(),
             },
+            Error::StockLocked => Detail::Reason {
+                reason: "STOCK_LOCKED",
+                metadata: Vec::new(),
+            },
             Error::Invalid(_)
             | Error::Stranger
             | Error::OrderUnknown(_)
             | Error::Late
-            | Error::Away
+            | Error::Stopping
+            | Error::BatchFailed(_)
             | Error::Broken
             | Error::Database(_) => Detail::None,
         }
@@ -117,15 +124,10 @@ impl From<Error> for Fault {
         let (code, detail) = (error.code(), error.detail());
         match error {
             Error::Invalid(violations) => Fault::invalid(violations),
-            // the caller learns that it may try again, the log learns why
+            // the caller learns whether it may try again, the log learns why
             Error::Database(cause) => {
-                tracing::error!(error = %cause, "statement failed");
-                let said = if code == Code::Unavailable {
-                    Error::Away
-                } else {
-                    Error::Broken
-                };
-                Fault::new(code, said.to_string())
+                cause.log();
+                Fault::new(code, cause.failure().message())
             }
             other => Fault {
                 code,
@@ -133,6 +135,12 @@ impl From<Error> for Fault {
                 detail,
             },
         }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Error {
+        Error::Database(error.into())
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks, telemetry};
+use platform::{
+    grpc::registered,
+    pg::{self, Db as PgConnection, Failure, Pool, Tx},
+    tasks::Tasks,
+    telemetry,
+};
 use prometheus::{Histogram, HistogramOpts};
-use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -13,7 +17,7 @@ use crate::{
     order::{Event, OrderId, Status},
     orders::{Change, count_transition, settle},
     outbox::Relay,
-    store::{orders as store, waited_for_a_row},
+    store::orders as store,
 };
 
 /// The longest sleep: a deadline that another replica has just written is noticed this late at most.
@@ -27,20 +31,14 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// and the sweeper holds the stock that new orders wait for.
 const REST: f64 = 0.65;
 
-/// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
-pub(crate) fn start(
-    mut db: OwnConnection,
-    bound: Duration,
-    batch: i64,
-    relay: Relay,
-    tasks: &Tasks,
-) {
+/// Starts the sweeper, which has a connection of its own.
+pub(crate) fn start(db: Pool, batch: i64, relay: Relay, tasks: &Tasks) {
     LazyLock::force(&LATENESS);
     let stopping = tasks.stopping();
     tasks.worker("expiry", async move {
         loop {
             let began = Instant::now();
-            let pause = match step(&mut db, bound, batch, &relay).await {
+            let pause = match step(&db, batch, &relay).await {
                 Ok(None) => began.elapsed().mul_f64(REST),
                 Ok(Some(pause)) => pause,
                 Err(error) => {
@@ -57,23 +55,18 @@ pub(crate) fn start(
 }
 
 /// Sweeps once. `None`: more may be due; else how long to sleep.
-async fn step(
-    db: &mut OwnConnection,
-    bound: Duration,
-    batch: i64,
-    relay: &Relay,
-) -> sqlx::Result<Option<Duration>> {
+async fn step(db: &Pool, batch: i64, relay: &Relay) -> pg::Result<Option<Duration>> {
     let work = async |db: &mut PgConnection| match sweep(db, batch, relay).await? {
         0 => until_next_deadline(db).await.map(Some),
         _ => Ok(None),
     };
-    db.round(bound, work).await
+    db.with_connection(work).await
 }
 
 /// Cancels one batch of due orders; returns how many.
-async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> sqlx::Result<usize> {
+async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> pg::Result<usize> {
     let due = match cancel_oldest(db, batch).await {
-        Err(error) if waited_for_a_row(&error) => cancel_free(db, batch).await?,
+        Err(error) if error.failure() == Failure::Locked => cancel_free(db, batch).await?,
         done => done?,
     };
     if due.is_empty() {
@@ -92,7 +85,7 @@ async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> sqlx::Result
 /// An order, and by how many seconds it is late.
 type Due = Vec<(OrderId, f64)>;
 
-async fn cancel_oldest(db: &mut PgConnection, batch: i64) -> sqlx::Result<Due> {
+async fn cancel_oldest(db: &mut PgConnection, batch: i64) -> pg::Result<Due> {
     let mut tx = db.begin().await?;
     store::wait_at_most(&mut tx, LONGEST_WAIT).await?;
     let due = store::lock_due_orders(&mut tx, batch).await?;
@@ -101,14 +94,14 @@ async fn cancel_oldest(db: &mut PgConnection, batch: i64) -> sqlx::Result<Due> {
 
 /// Cancels orders whose stock nobody else has locked: whoever sits on a row keeps only those waiting that need it. Here the
 /// stock is locked before the orders; SKIP LOCKED never waits, so that no order of locks is broken.
-async fn cancel_free(db: &mut PgConnection, batch: i64) -> sqlx::Result<Due> {
+async fn cancel_free(db: &mut PgConnection, batch: i64) -> pg::Result<Due> {
     let mut tx = db.begin().await?;
     let free = store::lock_free_stock_of_due_orders(&mut tx).await?;
     let due = store::lock_due_orders_on(&mut tx, &free, batch).await?;
     cancel(tx, due).await
 }
 
-async fn cancel(mut tx: Transaction<'_, Postgres>, due: Due) -> sqlx::Result<Due> {
+async fn cancel(mut tx: Tx<'_>, due: Due) -> pg::Result<Due> {
     if due.is_empty() {
         tx.rollback().await?;
         return Ok(due);
@@ -130,7 +123,7 @@ async fn cancel(mut tx: Transaction<'_, Postgres>, due: Due) -> sqlx::Result<Due
     Ok(due)
 }
 
-async fn until_next_deadline(db: &mut PgConnection) -> sqlx::Result<Duration> {
+async fn until_next_deadline(db: &mut PgConnection) -> pg::Result<Duration> {
     let seconds = store::seconds_to_next_deadline(db).await?;
     Ok(sleep_before(seconds, rand::random()))
 }

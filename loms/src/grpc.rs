@@ -4,7 +4,7 @@ use pbjson_types::{Empty, Timestamp};
 use platform::{
     error::Fields,
     grpc::{Deadline, is_authenticated},
-    pool::Pool,
+    pg::Pool,
     tasks::Tasks,
     telemetry,
 };

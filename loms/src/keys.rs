@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks};
+use platform::{
+    grpc::registered,
+    pg::{self, Db as PgConnection, Pool},
+    tasks::Tasks,
+};
 use prometheus::IntCounter;
-use sqlx::PgConnection;
 
 use crate::{config::KeysConfig, store::keys as store};
 
@@ -17,13 +20,13 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// An interval of 0 in the config must not turn the worker into a busy loop.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
-pub(crate) fn start(mut db: OwnConnection, bound: Duration, config: KeysConfig, tasks: &Tasks) {
+/// Starts the sweeper, which has a connection of its own; so that callers cannot stop it.
+pub(crate) fn start(db: Pool, config: KeysConfig, tasks: &Tasks) {
     let stopping = tasks.stopping();
     tasks.worker("keys", async move {
         loop {
             let began = Instant::now();
-            let pause = match step(&mut db, bound, &config).await {
+            let pause = match step(&db, &config).await {
                 // as long as the batch took: orders have the other half of the disk's time
                 Ok(true) => began.elapsed(),
                 Ok(false) => asleep(config.sweep_every),
@@ -41,10 +44,10 @@ pub(crate) fn start(mut db: OwnConnection, bound: Duration, config: KeysConfig, 
 }
 
 /// Sweeps one batch. `true`: more may be due.
-async fn step(db: &mut OwnConnection, bound: Duration, config: &KeysConfig) -> sqlx::Result<bool> {
+async fn step(db: &Pool, config: &KeysConfig) -> pg::Result<bool> {
     let (keep, batch) = (config.keep, config.sweep_batch);
     let work = async |db: &mut PgConnection| store::sweep_keys(db, keep, batch).await;
-    let swept = db.round(bound, work).await?;
+    let swept = db.repeatable(work).await?;
     if swept > 0 {
         SWEPT.inc_by(swept);
         tracing::debug!(keys = swept, "old idempotency keys swept");

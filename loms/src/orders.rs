@@ -2,9 +2,11 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
-use platform::{grpc::registered, pool::Pool};
+use platform::{
+    grpc::registered,
+    pg::{self, Db as PgConnection, Pool},
+};
 use prometheus::{IntCounterVec, Opts};
-use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     crash::CrashPoint,
@@ -17,7 +19,9 @@ use crate::{
 /// The order as it is now.
 pub(crate) async fn list(pool: &Pool, order: OrderId) -> Result<OrderRow, Error> {
     let read = async |db: &mut PgConnection| store::read_order(db, order).await;
-    pool.round(read).await?.ok_or(Error::OrderUnknown(order))
+    pool.repeatable(read)
+        .await?
+        .ok_or(Error::OrderUnknown(order))
 }
 
 /// An order that somebody wants to have payed or cancelled.
@@ -37,7 +41,7 @@ pub(crate) async fn change(
     event: Event,
 ) -> Result<(), Error> {
     let write = async |db: &mut PgConnection| write_change(db, change, event).await;
-    if let Some(to) = pool.round(write).await? {
+    if let Some(to) = pool.with_connection(write).await? {
         count_transition(to, 1);
         relay.wake();
     }
@@ -79,10 +83,10 @@ pub(crate) async fn settle(
     db: &mut PgConnection,
     changes: &[Change],
     event: Event,
-) -> sqlx::Result<Vec<OrderId>> {
+) -> pg::Result<Vec<OrderId>> {
     let to = Status::AwaitingPayment
         .apply(event)
-        .map_err(|_| sqlx::Error::Protocol(format!("{event:?} does not end a wait for payment")))?;
+        .map_err(|_| pg::Error::invariant(format!("{event:?} does not end a wait for payment")))?;
     let in_time_only = event == Event::Pay;
     let all: Vec<OrderId> = changes.iter().map(|change| change.order).collect();
     let ended = store::end_payment_wait(db, &all, in_time_only).await?;
@@ -125,8 +129,8 @@ pub(crate) async fn settle(
     Ok(ended)
 }
 
-fn lost_rows(what: &str, wanted: usize, found: usize) -> sqlx::Error {
-    sqlx::Error::Protocol(format!("{wanted} {what} are locked and {found} changed"))
+fn lost_rows(what: &str, wanted: usize, found: usize) -> pg::Error {
+    pg::Error::invariant(format!("{wanted} {what} should be there and {found} are"))
 }
 
 /// Shows what is counted before there is anything to count.

@@ -10,15 +10,19 @@ use std::{
 
 use futures::FutureExt as _;
 use platform::{
-    config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::OwnConnection,
-    tasks::Tasks, telemetry,
+    config::KafkaConfig,
+    error::StartError,
+    grpc::registered,
+    kafka,
+    pg::{Db as PgConnection, Pool, Tx},
+    tasks::Tasks,
+    telemetry,
 };
 use prometheus::{Gauge, IntCounter, IntGauge};
 use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
     util::Timeout,
 };
-use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, field::Empty};
@@ -104,24 +108,16 @@ impl Broker {
 }
 
 /// Starts the relay, which has a connection of its own; a database that is silent for longer than `bound` is given up.
-pub(crate) fn start(
-    mut db: OwnConnection,
-    bound: Duration,
-    broker: Broker,
-    config: OutboxConfig,
-    relay: Relay,
-    tasks: &Tasks,
-) {
+pub(crate) fn start(db: Pool, broker: Broker, config: OutboxConfig, relay: Relay, tasks: &Tasks) {
     LazyLock::force(&SENT);
     LazyLock::force(&BACKLOG);
     let stopping = tasks.stopping();
-    let bound = bound + config.broker_timeout + LAST_WAIT;
     tasks.worker_thread("relay", async move {
         let mut watched = None;
         loop {
             let began = Instant::now();
             let watch = watched.is_none_or(|last| began - last >= WATCH_EVERY);
-            let sent = step(&mut db, bound, &broker, &config, &stopping, watch).await;
+            let sent = step(&db, &broker, &config, &stopping, watch).await;
             if watch {
                 watched = Some(began);
             }
@@ -159,8 +155,7 @@ const PACE: Duration = Duration::from_millis(20);
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 async fn step(
-    db: &mut OwnConnection,
-    bound: Duration,
+    db: &Pool,
     broker: &Broker,
     config: &OutboxConfig,
     stopping: &CancellationToken,
@@ -174,7 +169,7 @@ async fn step(
         }
         sent
     };
-    db.round(bound, work).await
+    db.with_connection(work).await.map_err(anyhow::Error::from)
 }
 
 /// Sends one batch; returns how many events left the outbox. The transaction stays open while the broker acknowledges,
@@ -203,7 +198,7 @@ async fn forward(
 }
 
 async fn carry(
-    mut tx: Transaction<'_, Postgres>,
+    mut tx: Tx<'_>,
     broker: &Broker,
     rows: &[OutboxRow],
     give_up: impl Future<Output = ()>,

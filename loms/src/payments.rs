@@ -6,19 +6,16 @@ use std::{
     collections::{BTreeMap, HashSet},
     panic::AssertUnwindSafe,
     sync::LazyLock,
-    time::Duration,
 };
 
 use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
-    pg::{self, Failure, OwnConnection},
-    pool::Pool,
+    pg::{self, Db as PgConnection, Failure, Pool},
     tasks::Tasks,
     telemetry,
 };
 use prometheus::{Histogram, HistogramOpts, IntGauge};
-use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
@@ -60,8 +57,7 @@ pub(crate) struct Payments {
 impl Payments {
     /// Starts the worker, which has the connection `db`; payments of their own transaction take one of `pool`.
     pub(crate) fn start(
-        db: OwnConnection,
-        bound: Duration,
+        db: Pool,
         config: &OrdersConfig,
         pool: Pool,
         relay: Relay,
@@ -72,7 +68,6 @@ impl Payments {
         let stopping = tasks.stopping();
         let mut payer = Payer {
             db,
-            bound,
             most: config.batch_orders.max(1),
             relay: relay.clone(),
             queue,
@@ -108,7 +103,7 @@ impl Payments {
             .try_send(waiting)
             .map_err(|refused| match refused {
                 TrySendError::Full(_) => Error::Busy,
-                TrySendError::Closed(_) => Error::Away,
+                TrySendError::Closed(_) => Error::Stopping,
             })?;
         METRICS
             .queue
@@ -122,15 +117,13 @@ impl Payments {
                 payed.map_err(|_| Error::Broken)?
             }
             // the worker is gone only when the process stops
-            Err(_) => Err(Error::Away),
+            Err(_) => Err(Error::Stopping),
         }
     }
 }
 
 struct Payer {
-    db: OwnConnection,
-    /// A transaction that takes longer has lost its server.
-    bound: Duration,
+    db: Pool,
     most: usize,
     relay: Relay,
     queue: mpsc::Receiver<Waiting>,
@@ -158,7 +151,7 @@ impl Payer {
             .unzip();
         let span = batch_span(&payments);
         let work = async |db: &mut PgConnection| write(db, &payments).await;
-        let written = AssertUnwindSafe(self.db.round(self.bound, work).instrument(span));
+        let written = AssertUnwindSafe(self.db.with_connection(work).instrument(span));
         let verdicts = match written.catch_unwind().await {
             Ok(Ok((verdicts, payed))) => {
                 if payed > 0 {
@@ -168,12 +161,21 @@ impl Payer {
                 verdicts
             }
             Ok(Err(error)) => {
-                tracing::error!(error = %error, payments = payments.len(), "batch failed");
-                let away = pg::classify(&error) == Failure::Away;
-                let verdict = |_: &Change| match away {
-                    // what became of the commit is unknown; whoever pays again is told
-                    true => Verdict::Answer(Err(Error::Away)),
-                    false => Verdict::Alone,
+                error.log();
+                let failure = error.failure();
+                let verdict = |_: &Change| match failure {
+                    // alone, a payment meets only its own trouble
+                    Failure::Locked
+                    | Failure::Conflict
+                    | Failure::Refused
+                    | Failure::Invariant
+                    | Failure::Bug => Verdict::Alone,
+                    // after a lost commit its fate is unknown; whoever pays again is told
+                    Failure::NotConnected
+                    | Failure::Exhausted
+                    | Failure::Lost
+                    | Failure::ReadOnly
+                    | Failure::TimedOut => Verdict::Answer(Err(Error::BatchFailed(failure))),
                 };
                 payments.iter().map(verdict).collect()
             }
@@ -209,7 +211,7 @@ fn batch_span(payments: &[Change]) -> Span {
 }
 
 /// The transaction of a batch: a verdict for each payment, and how many orders came to be payed.
-async fn write(db: &mut PgConnection, payments: &[Change]) -> sqlx::Result<(Vec<Verdict>, u64)> {
+async fn write(db: &mut PgConnection, payments: &[Change]) -> pg::Result<(Vec<Verdict>, u64)> {
     let mut tx = db.begin().await?;
     let asked: Vec<OrderId> = payments.iter().map(|payment| payment.order).collect();
     let free = store::lock_free_orders(&mut tx, &asked).await?;

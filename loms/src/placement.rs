@@ -7,12 +7,11 @@ use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::LazyLock, time::
 use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
-    pg::{self, Failure, OwnConnection},
+    pg::{self, Db as PgConnection, Failure, Pool},
     tasks::Tasks,
     telemetry,
 };
 use prometheus::{Histogram, HistogramOpts, IntGauge};
-use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
@@ -27,7 +26,7 @@ use crate::{
     order::{Sku, Status},
     orders::{count_transition, show_metrics},
     outbox::Relay,
-    store::{placement as store, waited_for_a_row},
+    store::placement as store,
 };
 
 struct Waiting {
@@ -59,20 +58,13 @@ pub(crate) struct Placements(mpsc::Sender<Waiting>);
 
 impl Placements {
     /// Starts the placer, which has a connection of its own, and returns the way in.
-    pub(crate) fn start(
-        db: OwnConnection,
-        bound: Duration,
-        config: OrdersConfig,
-        relay: Relay,
-        tasks: &Tasks,
-    ) -> Placements {
+    pub(crate) fn start(db: Pool, config: OrdersConfig, relay: Relay, tasks: &Tasks) -> Placements {
         LazyLock::force(&METRICS);
         show_metrics();
         let (sender, queue) = mpsc::channel(config.queue.max(1));
         let stopping = tasks.stopping();
         let mut placer = Placer {
             db,
-            bound,
             config,
             relay,
             queue,
@@ -102,22 +94,20 @@ impl Placements {
             })
             .map_err(|refused| match refused {
                 TrySendError::Full(_) => Error::Busy,
-                TrySendError::Closed(_) => Error::Away,
+                TrySendError::Closed(_) => Error::Stopping,
             })?;
         METRICS
             .queue
             .set((self.0.max_capacity() - self.0.capacity()) as i64);
         // the placer is gone only when the process stops
-        let placed = answer.await.unwrap_or(Err(Error::Away))?;
+        let placed = answer.await.unwrap_or(Err(Error::Stopping))?;
         tracing::Span::current().record("order.id", placed.order.0);
         Ok(placed)
     }
 }
 
 struct Placer {
-    db: OwnConnection,
-    /// A transaction that takes longer has lost its server.
-    bound: Duration,
+    db: Pool,
     config: OrdersConfig,
     relay: Relay,
     queue: mpsc::Receiver<Waiting>,
@@ -178,7 +168,8 @@ impl Placer {
             Some(batch)
         };
         for waiting in batch.into_iter().flatten() {
-            waiting.reply.send(Err(Error::Away)).ok();
+            let locked = Error::BatchFailed(Failure::Locked);
+            waiting.reply.send(Err(locked)).ok();
         }
     }
 
@@ -190,7 +181,7 @@ impl Placer {
         }
         let suspects: Vec<Sku> = suspects.into_iter().collect();
         let look = async |db: &mut PgConnection| store::find_held_skus(db, &suspects).await;
-        match self.db.round(self.bound, look).await {
+        match self.db.repeatable(look).await {
             Ok(held) => self.held = held,
             Err(error) => tracing::warn!(error = %error, "held stock was not found"),
         }
@@ -207,7 +198,7 @@ impl Placer {
             );
         }
         for waiting in away {
-            waiting.reply.send(Err(Error::Away)).ok();
+            waiting.reply.send(Err(Error::StockLocked)).ok();
         }
         rest.into_iter().filter_map(Waiting::in_time).collect()
     }
@@ -251,7 +242,7 @@ impl Placer {
         let mut outcome = self.place_together(orders).await;
         if outcome
             .as_ref()
-            .is_err_and(|error| pg::classify(error) == Failure::Retry)
+            .is_err_and(|error| error.failure() == Failure::Conflict)
         {
             outcome = self.place_together(orders).await;
         }
@@ -259,13 +250,11 @@ impl Placer {
             Ok(answers) => return Some(answers),
             Err(error) => error,
         };
-        tracing::error!(error = %error, orders = orders.len(), "batch failed");
-        if waited_for_a_row(&error) {
-            return None;
-        }
-        let answers = match pg::classify(&error) {
-            // one order hurts a constraint: alone it hurts only itself
-            Failure::Data if orders.len() > 1 => {
+        error.log();
+        let answers = match error.failure() {
+            Failure::Locked => return None,
+            // one order hurts a constraint, or meets rows that are wrong: alone it hurts only itself
+            Failure::Refused | Failure::Invariant if orders.len() > 1 => {
                 let mut answers = Vec::with_capacity(orders.len());
                 for order in orders {
                     answers.extend(
@@ -277,9 +266,11 @@ impl Placer {
                 }
                 answers
             }
-            // what became of the commit is unknown: only a key makes a retry safe, and that is the caller's
-            Failure::Away | Failure::Retry => orders.iter().map(|_| Err(Error::Away)).collect(),
-            Failure::Data | Failure::Bug => orders.iter().map(|_| Err(Error::Broken)).collect(),
+            // after a lost commit its fate is unknown: only a key makes a retry safe, and that is the caller's
+            failure => orders
+                .iter()
+                .map(|_| Err(Error::BatchFailed(failure)))
+                .collect(),
         };
         Some(answers)
     }
@@ -287,11 +278,11 @@ impl Placer {
     async fn place_together(
         &mut self,
         orders: &[NewOrder],
-    ) -> sqlx::Result<Vec<Result<Placed, Error>>> {
+    ) -> pg::Result<Vec<Result<Placed, Error>>> {
         let (ids, payment_timeout) = (&mut self.ids, self.config.payment_timeout);
         for _ in 0..SWEPT_ROUNDS {
             let write = async |db: &mut PgConnection| write(db, orders, ids, payment_timeout).await;
-            let written = self.db.round(self.bound, write).await;
+            let written = self.db.with_connection(write).await;
             if written.is_err() {
                 ids.forget();
             }
@@ -306,7 +297,7 @@ impl Placer {
             }
             return Ok(answers.into_iter().map(|(_, answer)| answer).collect());
         }
-        Err(sqlx::Error::Protocol("keys were swept each time".into()))
+        Err(pg::Error::conflict("keys were swept each time"))
     }
 }
 
@@ -329,7 +320,7 @@ async fn write(
     orders: &[NewOrder],
     ids: &mut OrderIds,
     payment_timeout: Duration,
-) -> sqlx::Result<Option<Vec<Answer>>> {
+) -> pg::Result<Option<Vec<Answer>>> {
     let mut tx = db.begin().await?;
     let Some(answers) = place_batch(&mut tx, orders, ids, payment_timeout).await? else {
         tx.rollback().await?;

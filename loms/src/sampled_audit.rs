@@ -4,9 +4,12 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use platform::{grpc::registered, pool::Pool, tasks::Tasks};
+use platform::{
+    grpc::registered,
+    pg::{self, Db as PgConnection, Pool},
+    tasks::Tasks,
+};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
-use sqlx::{Connection as _, PgConnection};
 
 use crate::{config::AuditConfig, store::audit as store};
 
@@ -37,7 +40,10 @@ fn asleep(every: Duration) -> Duration {
 }
 
 async fn step(pool: &Pool, size: usize) {
-    match pool.round(async |db| recount(db, size).await).await {
+    match pool
+        .with_connection(async |db| recount(db, size).await)
+        .await
+    {
         Ok(sample) => {
             METRICS.differences.set(sample.differences.len() as i64);
             METRICS
@@ -67,7 +73,7 @@ struct Sample {
 }
 
 /// One snapshot for the whole sample; `statement_timeout` bounds each look.
-async fn recount(db: &mut PgConnection, size: usize) -> sqlx::Result<Sample> {
+async fn recount(db: &mut PgConnection, size: usize) -> pg::Result<Sample> {
     let places: Vec<f64> = (0..size).map(|_| rand::random()).collect();
     let mut tx = db.begin_with(store::BEGIN_SNAPSHOT).await?;
     let skus = store::pick_skus(&mut tx, &places).await?;

@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use platform::pool::Pool;
+use platform::pg::{Database, Db as PgConnection, Pool};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use sqlx::{Connection as _, PgConnection};
 
 use crate::{
     config::Config,
@@ -20,12 +19,13 @@ use crate::{
 /// Units on sale by warehouse.
 pub(crate) async fn on_sale(pool: &Pool, sku: Sku) -> Result<Vec<(WarehouseId, u64)>, Error> {
     let read = async |db: &mut PgConnection| store::read_stock(db, sku).await;
-    Ok(pool.round(read).await?)
+    Ok(pool.repeatable(read).await?)
 }
 
 /// Books a delivery. `true`: it was booked before, nothing happened now.
 pub(crate) async fn receive(pool: &Pool, delivery: &Delivery) -> Result<bool, Error> {
-    pool.round(async |db| book(db, delivery).await).await
+    pool.with_connection(async |db| book(db, delivery).await)
+        .await
 }
 
 async fn book(db: &mut PgConnection, delivery: &Delivery) -> Result<bool, Error> {
@@ -89,7 +89,7 @@ pub async fn receive_file(
             anyhow::anyhow!("{}: {}", file.display(), all.join("; "))
         },
     )?;
-    let pool = Pool::new(&config.postgres, "loms-stock", 1)?;
+    let pool = Database::of_any_schema("loms", &config.postgres)?.pool("loms-stock", 1)?;
     let again = receive(&pool, &delivery)
         .await
         .map_err(crate::error::explain)?;

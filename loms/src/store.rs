@@ -27,9 +27,3 @@ fn status(column: &str) -> sqlx::Result<Status> {
     Status::parse(column)
         .ok_or_else(|| sqlx::Error::Decode(format!("{column:?} is no status").into()))
 }
-
-/// `lock_not_available`: the transaction came to the end of its `lock_timeout`, and nothing of it is written.
-pub(crate) fn waited_for_a_row(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.as_deref() == Some("55P03")
-}

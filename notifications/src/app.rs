@@ -5,8 +5,8 @@ use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use platform::{
     error::StartError,
     grpc::Guard,
-    http, pg,
-    pool::Pool,
+    http,
+    pg::{self, Database, Pool},
     process,
     readiness::Readiness,
     server::{Doors, Server},
@@ -25,8 +25,6 @@ use crate::{
 
 /// The name that ports, metrics and traces know it by.
 pub const SERVICE: &str = "notifications";
-/// One for the inbox, one for the sender, one to spare while a broken one is being noticed.
-const WORKER_CONNECTIONS: u32 = 3;
 /// How long the broker may take to answer the readiness report.
 const BROKER_BOUND: Duration = Duration::from_secs(1);
 
@@ -40,20 +38,18 @@ pub struct App {
     readiness: Readiness,
     inbox: Inbox,
     delivery: Delivery,
-    pools: [Pool; 2],
+    pools: [Pool; 3],
 }
 
 impl App {
-    /// Opens both sockets, tries the database once, prepares pools and clients. Kafka and Telegram may be away.
+    /// Opens both sockets, prepares pools and clients. The database, Kafka and Telegram may be away.
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
-        let pool = Pool::new(&config.postgres, SERVICE, config.postgres.max_connections)?;
+        let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
+        let pool = database.pool(SERVICE, config.postgres.max_connections)?;
         // callers cannot take the connections that saving and telling need
-        let workers = Pool::new(
-            &config.postgres,
-            "notifications-workers",
-            WORKER_CONNECTIONS,
-        )?;
+        let saving = database.pool("notifications-inbox", 1)?;
+        let telling = database.pool("notifications-delivery", 1)?;
         let saved = Arc::new(Notify::new());
         let dead_letters = DeadLetters::new(
             &config.brokers,
@@ -64,17 +60,17 @@ impl App {
             &config.brokers,
             &config.kafka,
             config.inbox.clone(),
-            workers.clone(),
+            saving.clone(),
             dead_letters.clone(),
             saved.clone(),
         )?;
         Ok(App {
             server,
             doors: doors(&config, pool.clone()),
-            readiness: readiness(&config, pool.clone(), dead_letters),
+            readiness: readiness(&config, database, dead_letters),
             inbox,
-            delivery: Delivery::new(&config, workers.clone(), saved)?,
-            pools: [pool, workers],
+            delivery: Delivery::new(&config, telling.clone(), saved)?,
+            pools: [pool, saving, telling],
         })
     }
 
@@ -150,12 +146,12 @@ fn doors(config: &Config, pool: Pool) -> Doors {
     }
 }
 
-fn readiness(config: &Config, pool: Pool, dead_letters: DeadLetters) -> Readiness {
+fn readiness(config: &Config, database: Database, dead_letters: DeadLetters) -> Readiness {
     let topics = [
         config.kafka.topic.clone(),
         config.kafka.dead_letter_topic.clone(),
     ];
-    Readiness::new(pool, &MIGRATOR).note("kafka", move || {
+    Readiness::new(database).note("kafka", move || {
         let (topics, dead_letters) = (topics.clone(), dead_letters.clone());
         async move {
             // librdkafka's question blocks

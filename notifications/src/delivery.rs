@@ -5,9 +5,12 @@
 use std::{sync::Arc, sync::LazyLock, time::Duration};
 
 use fail::fail_point;
-use platform::{error::StartError, grpc::registered, pool::Pool};
+use platform::{
+    error::StartError,
+    grpc::registered,
+    pg::{self, Db as PgConnection, Pool},
+};
 use prometheus::{IntCounterVec, Opts};
-use sqlx::PgConnection;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -126,19 +129,19 @@ impl Delivery {
         let pool = self.pool.clone();
         let leave = async |db: &mut PgConnection| {
             self.write_down(db).await?;
-            store::release_lease(db, self.holder).await
+            pg::Result::Ok(store::release_lease(db, self.holder).await?)
         };
-        pool.round(leave).await?;
+        pool.with_connection(leave).await?;
         Ok(())
     }
 
     /// Writes down what has landed and sends what is due, as much as there is room for.
-    async fn step(&mut self, flights: &mut Flights) -> Result<Next, sqlx::Error> {
+    async fn step(&mut self, flights: &mut Flights) -> pg::Result<Next> {
         self.unwritten.extend(flights.take_landed());
         let (limit, room) = (flights.limit(), flights.room());
         // Telegram may take seconds: no connection is kept over it
         let pool = self.pool.clone();
-        let look = pool.round(async |db| self.look(db, limit, room).await);
+        let look = pool.with_connection(async |db| self.look(db, limit, room).await);
         let mut due = match flights.during(look).await? {
             Look::Due(due) => due,
             Look::Nothing(next) => return Ok(next),
@@ -164,12 +167,7 @@ impl Delivery {
     }
 
     /// What there is to send, if this replica is the one that sends.
-    async fn look(
-        &mut self,
-        db: &mut PgConnection,
-        limit: u32,
-        room: usize,
-    ) -> Result<Look, sqlx::Error> {
+    async fn look(&mut self, db: &mut PgConnection, limit: u32, room: usize) -> pg::Result<Look> {
         self.write_down(db).await?;
         // not longer: the lease has to be renewed meanwhile
         let rest = self.config.lease / 3;
@@ -187,7 +185,7 @@ impl Delivery {
     }
 
     /// Whether this replica may send for half a lease from now.
-    async fn hold_lease(&mut self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    async fn hold_lease(&mut self, connection: &mut PgConnection) -> pg::Result<bool> {
         let asked_at = Instant::now();
         if self.leased_until.saturating_duration_since(asked_at) > self.config.lease / 2 {
             return Ok(true);
@@ -213,12 +211,12 @@ impl Delivery {
     }
 
     /// One transaction for all that has landed. A crash before it means that they are told again: at least once.
-    async fn write_down(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn write_down(&mut self, connection: &mut PgConnection) -> pg::Result<()> {
         if self.unwritten.is_empty() {
             return Ok(());
         }
         fail_point!("messages-marking", |_| std::process::abort());
-        let mut transaction = sqlx::Connection::begin(connection).await?;
+        let mut transaction = connection.begin().await?;
         let told = |(due, verdict): &Landed| (*verdict == Verdict::Told).then_some(due.id);
         let told: Vec<i64> = self.unwritten.iter().filter_map(told).collect();
         if !told.is_empty() {

@@ -2,7 +2,7 @@
 
 use platform::{
     error::{Code, Detail, Fault, Violation},
-    pg::{self, Failure},
+    pg,
 };
 
 /// What a call can come to instead of an answer.
@@ -19,7 +19,7 @@ pub enum Error {
     },
     /// The database is away, or refused a statement.
     #[error("database")]
-    Database(#[from] sqlx::Error),
+    Database(#[from] pg::Error),
 }
 
 impl Error {
@@ -28,10 +28,7 @@ impl Error {
         match self {
             Error::Invalid(_) => Code::InvalidArgument,
             Error::HistoryTooLong { .. } => Code::OutOfRange,
-            Error::Database(cause) => match pg::classify(cause) {
-                Failure::Away | Failure::Retry => Code::Unavailable,
-                Failure::Data | Failure::Bug => Code::Internal,
-            },
+            Error::Database(cause) => cause.code(),
         }
     }
 }
@@ -51,13 +48,9 @@ impl From<Error> for Fault {
                     metadata: vec![("limit".to_owned(), limit.to_string())],
                 },
             },
-            Error::Database(cause) if code == Code::Unavailable => {
-                tracing::warn!(error = %cause, "database is away");
-                Fault::new(code, "the history cannot be read now, try again")
-            }
             Error::Database(cause) => {
-                tracing::error!(error = %cause, "database refused a statement");
-                Fault::new(code, "internal error")
+                cause.log();
+                Fault::new(code, cause.failure().message())
             }
         }
     }

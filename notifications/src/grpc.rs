@@ -1,6 +1,6 @@
 //! The gRPC door: reads the request, asks the use case, writes the reply.
 
-use platform::{error::Violation, pool::Pool};
+use platform::{error::Violation, pg::Pool};
 use proto::notifications::{
     Date, GetHistoryWithPeriodRequest, GetHistoryWithPeriodResponse, Message,
     notifications_server::Notifications,

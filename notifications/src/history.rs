@@ -3,9 +3,8 @@
 
 use platform::{
     error::{Fields, Violation},
-    pool::Pool,
+    pg::{Db as PgConnection, Pool},
 };
-use sqlx::PgConnection;
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
 use crate::{
@@ -205,7 +204,7 @@ pub async fn get(pool: &Pool, query: &Query) -> Result<History, Error> {
     let read = async |db: &mut PgConnection| {
         store::read_history(db, query.user, from, until, query.after, limit + 1).await
     };
-    let mut messages = pool.round(read).await?;
+    let mut messages = pool.repeatable(read).await?;
     let more = messages.len() as i64 > limit;
     if !more {
         return Ok(History {

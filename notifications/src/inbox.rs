@@ -8,13 +8,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fail::fail_point;
 use futures::FutureExt as _;
 use platform::{
-    config::KafkaConfig,
-    error::StartError,
-    grpc::registered,
-    kafka,
-    pg::{self, Failure},
-    pool::Pool,
-    telemetry,
+    config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::Pool, telemetry,
 };
 use prometheus::IntCounter;
 use rdkafka::{
@@ -248,9 +242,9 @@ impl Inbox {
             None => Ok(()),
             Some(stopped) => {
                 if let Stopped::Database(error) = &stopped
-                    && pg::classify(error) == Failure::Bug
+                    && !error.failure().passes()
                 {
-                    tracing::error!(error = %error, "events cannot be saved");
+                    error.log();
                 }
                 Err(stopped)
             }

@@ -10,11 +10,9 @@ use std::{
 use fail::fail_point;
 use platform::{
     grpc::registered,
-    pg::{self, Failure},
-    pool::Pool,
+    pg::{self, Db as PgConnection, Failure, Pool},
 };
 use prometheus::{Histogram, HistogramOpts};
-use sqlx::{Connection as _, PgConnection};
 use tokio::time::Instant;
 
 use crate::{
@@ -62,7 +60,7 @@ pub struct Progress {
 pub enum Stopped {
     /// It is away or has a quarrel with us.
     #[error(transparent)]
-    Database(sqlx::Error),
+    Database(pg::Error),
     /// Much is refused by a database that takes its time: whoever waits for the whole batch would not poll meanwhile.
     #[error("{left} events left after {} s of saving in parts", LONGEST.as_secs())]
     Long {
@@ -94,7 +92,7 @@ pub async fn save(pool: &Pool, topic: &str, records: &[&Received]) -> Progress {
         }
         let part = &left[..size.clamp(1, left.len())];
         match pool
-            .round(async |db| save_part(db, topic, part).await)
+            .with_connection(async |db| save_part(db, topic, part).await)
             .await
         {
             Ok(Attempt::Saved(mut saved)) => {
@@ -121,11 +119,7 @@ enum Attempt {
     Refused(String),
 }
 
-async fn save_part(
-    db: &mut PgConnection,
-    topic: &str,
-    part: &[&Received],
-) -> Result<Attempt, sqlx::Error> {
+async fn save_part(db: &mut PgConnection, topic: &str, part: &[&Received]) -> pg::Result<Attempt> {
     let mut transaction = db.begin_with(store::BEGIN_SAVING).await?;
     match insert(&mut transaction, topic, part).await {
         Ok(verdicts) => {
@@ -133,7 +127,7 @@ async fn save_part(
             transaction.commit().await?;
             Ok(Attempt::Saved(verdicts))
         }
-        Err(error) if pg::classify(&error) == Failure::Data => {
+        Err(error) if error.failure() == Failure::Refused => {
             transaction.rollback().await?;
             Ok(Attempt::Refused(error.to_string()))
         }
@@ -145,7 +139,7 @@ async fn insert(
     connection: &mut PgConnection,
     topic: &str,
     records: &[&Received],
-) -> Result<Vec<Verdict>, sqlx::Error> {
+) -> pg::Result<Vec<Verdict>> {
     let inserted: HashSet<Source> = store::insert_messages(connection, topic, records)
         .await?
         .into_iter()
@@ -184,7 +178,7 @@ async fn insert(
             // neither inserted nor found: its row was deleted in between, the next try inserts it
             judged
                 .remove(&record.source)
-                .ok_or(sqlx::Error::RowNotFound)
+                .ok_or_else(|| pg::Error::conflict("a message was deleted while it was saved"))
         })
         .collect()
 }

@@ -1,6 +1,6 @@
 //! Every SQL statement of the service, a function each. Callers own transactions.
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 

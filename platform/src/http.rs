@@ -229,7 +229,7 @@ pub(crate) fn router(
     limits: &Limits,
 ) -> Router {
     let ready = move || async move {
-        let (ready, report) = health.report().await;
+        let (ready, report) = health.report();
         reply(
             if ready {
                 StatusCode::OK

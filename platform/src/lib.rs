@@ -14,7 +14,6 @@ pub mod kafka;
 mod listen;
 mod log;
 pub mod pg;
-pub mod pool;
 pub mod process;
 pub mod readiness;
 mod sections;

@@ -1,9 +1,10 @@
-//! Whether a process should get calls: what `/readyz` says, and what keeps grpc.health.v1 at the same.
+//! Whether a process should get calls: what `/readyz` says, and what keeps grpc.health.v1 at the same. Checked in the
+//! background, on a connection of its own.
 
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -11,26 +12,29 @@ use std::{
 
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
-use sqlx::migrate::Migrator;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{pg, pool::Pool, tasks::Tasks};
+use crate::{
+    error::StartError,
+    pg::{self, Database, Pool, State},
+    tasks::Tasks,
+};
 
 type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;
 
-/// What readiness follows: the database and its schema. Notes (broker, neighbours) are shown and alerted on, but never
-/// make the service unready.
+/// What readiness follows: the database and its schema. Notes (broker, upstreams) are shown and alerted on, but never make
+/// the service unready.
 pub struct Readiness {
-    pool: Pool,
-    migrator: &'static Migrator,
+    database: Database,
     notes: Vec<(&'static str, Note)>,
 }
 
 impl Readiness {
-    pub fn new(pool: Pool, migrator: &'static Migrator) -> Self {
+    pub fn new(database: Database) -> Self {
         Readiness {
-            pool,
-            migrator,
+            database,
             notes: Vec::new(),
         }
     }
@@ -49,19 +53,26 @@ impl Readiness {
     }
 }
 
-/// How long one check may take; readiness is asked every few seconds.
+/// How long one check may take.
 const CHECK_BOUND: Duration = Duration::from_secs(2);
+/// Between two checks; whoever asks is answered from the last one.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// What is reported before the first check.
+const UNKNOWN: &str = "not checked yet";
 
+/// What the last checks have found. Asking costs nothing and waits for nobody, whatever hangs.
 pub(crate) struct Health {
-    readiness: Readiness,
     stopping: AtomicBool,
+    database: Mutex<Option<State>>,
+    notes: Mutex<Vec<(&'static str, String)>>,
 }
 
 impl Health {
-    pub(crate) fn new(readiness: Readiness) -> Self {
+    pub(crate) fn new() -> Self {
         Health {
-            readiness,
             stopping: AtomicBool::new(false),
+            database: Mutex::default(),
+            notes: Mutex::default(),
         }
     }
 
@@ -71,70 +82,116 @@ impl Health {
     }
 
     /// Whether this process should get calls, and why.
-    pub(crate) async fn report(&self) -> (bool, Value) {
-        let database = self.database().await;
-        let stopping = self.stopping.load(Ordering::SeqCst);
-        let ready = database == "ok" && !stopping;
+    pub(crate) fn report(&self) -> (bool, Value) {
+        let (ready, database) = self.state();
         let mut report = Map::new();
         report.insert("ready".into(), ready.into());
         report.insert("database".into(), database.into());
-        if stopping {
+        if self.stopping.load(Ordering::SeqCst) {
             report.insert("process".into(), "stopping".into());
         }
-        for (name, check) in &self.readiness.notes {
-            let said = tokio::time::timeout(CHECK_BOUND, check()).await;
-            report.insert(
-                (*name).into(),
-                said.unwrap_or_else(|_| "no answer".into()).into(),
-            );
+        for (name, said) in locked(&self.notes).iter() {
+            report.insert((*name).into(), said.clone().into());
         }
         (ready, Value::Object(report))
     }
 
-    async fn database(&self) -> &'static str {
-        let migrator = self.readiness.migrator;
-        let check = self
-            .readiness
-            .pool
-            .round(async |db| pg::schema_is_current(db, migrator).await);
-        match tokio::time::timeout(CHECK_BOUND, check).await {
-            Ok(Ok(true)) => "ok",
-            Ok(Ok(false)) => "schema is behind: run migrate",
-            Ok(Err(sqlx::Error::Database(error))) if error.code().as_deref() == Some("42P01") => {
-                "schema is missing: run migrate"
-            }
-            _ => "away",
-        }
+    fn state(&self) -> (bool, &'static str) {
+        let database = locked(&self.database);
+        let ready = *database == Some(State::Ok) && !self.stopping.load(Ordering::SeqCst);
+        (ready, database.as_ref().map_or(UNKNOWN, State::report))
     }
 }
 
-/// Keeps grpc.health.v1 at what `/readyz` would say; not serving until that is known. A caller who asks before the first check
-/// must not hear that the service is unknown, nor that all is well.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps what is known up to date, and grpc.health.v1 at what `/readyz` would say; not serving until that is known. A caller
+/// who asks before the first check must not hear that the service is unknown, nor that all is well.
+///
+/// # Errors
+/// The database's pool cannot be built.
 pub(crate) async fn watch(
     tasks: &Tasks,
+    readiness: Readiness,
     health: Arc<Health>,
     reporter: HealthReporter,
     name: &'static str,
-) {
+) -> Result<(), StartError> {
     set(&reporter, name, false).await;
+    for (index, (note, check)) in readiness.notes.into_iter().enumerate() {
+        locked(&health.notes).push((note, UNKNOWN.to_owned()));
+        let (health, stopping) = (health.clone(), tasks.stopping());
+        tasks.worker("readiness note", async move {
+            let mut ticks = ticks();
+            while next(&mut ticks, &stopping).await {
+                let said = tokio::time::timeout(CHECK_BOUND, check()).await;
+                let said = said.unwrap_or_else(|_| "no answer".into());
+                if let Some(known) = locked(&health.notes).get_mut(index) {
+                    known.1 = said;
+                }
+            }
+            Ok(())
+        });
+    }
+    let database = readiness.database;
+    // one of its own: callers who use up theirs say nothing about the database
+    let connection = database.pool(database.service(), 1)?;
     let stopping = tasks.stopping();
     tasks.worker("health", async move {
-        let mut every = tokio::time::interval(Duration::from_secs(1));
-        let mut was = None;
-        loop {
-            tokio::select! {
-                () = stopping.cancelled() => return Ok(()),
-                _ = every.tick() => {}
-            }
-            let database = health.database().await;
-            let ready = database == "ok" && !health.stopping.load(Ordering::SeqCst);
+        let (mut was, mut ticks) = (None, ticks());
+        while next(&mut ticks, &stopping).await {
+            let found = ask(&database, &connection).await;
+            *locked(&health.database) = Some(found);
+            let (ready, said) = health.state();
             if was != Some(ready) {
-                tracing::info!(ready, database, "readiness changed");
+                tracing::info!(ready, database = said, "readiness changed");
                 set(&reporter, name, ready).await;
                 was = Some(ready);
             }
         }
+        connection.close();
+        Ok(())
     });
+    Ok(())
+}
+
+fn ticks() -> Interval {
+    let mut ticks = tokio::time::interval(CHECK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Waits for the next check. `false`: the process stops.
+async fn next(ticks: &mut Interval, stopping: &CancellationToken) -> bool {
+    tokio::select! {
+        () = stopping.cancelled() => false,
+        _ = ticks.tick() => true,
+    }
+}
+
+/// Looks over a connection that is there, or finds out why there is none.
+async fn ask(database: &Database, connection: &Pool) -> State {
+    let look = connection.with_connection(async |db| match database.look(db).await? {
+        // the session is to be replaced: another server may have taken over
+        State::ReadOnly => Err(pg::Error::read_only()),
+        found => Ok(found),
+    });
+    match tokio::time::timeout(CHECK_BOUND, look).await {
+        Ok(Ok(found)) => {
+            if found != State::Ok {
+                database.note(found.clone());
+            }
+            found
+        }
+        // whoever tried to connect, or gave the connection back, has noted it
+        Ok(Err(_)) => match database.state() {
+            State::Ok => State::Away("the connection was lost".to_owned()),
+            known => known,
+        },
+        Err(_) => State::Away("no answer".to_owned()),
+    }
 }
 
 async fn set(reporter: &HealthReporter, name: &str, ready: bool) {
@@ -150,6 +207,7 @@ async fn set(reporter: &HealthReporter, name: &str, ready: bool) {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::migrate::Migrator;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     use super::*;
@@ -161,12 +219,14 @@ mod tests {
         let config =
             serde_json::json!({"connection_string": "postgres://nobody@127.0.0.1:1/nothing"});
         let config = serde_json::from_value(config).unwrap();
-        let pool = Pool::new(&config, "readiness", 1).unwrap();
-        let health = Arc::new(Health::new(Readiness::new(pool, &NOTHING)));
+        let database = Database::new("readiness", &config, &NOTHING).unwrap();
+        let health = Arc::new(Health::new());
         let (reporter, service) = tonic_health::server::health_reporter();
         let tasks = Tasks::new();
         // nothing else runs in this thread: the watcher has not looked yet
-        watch(&tasks, health, reporter, "loms.Loms").await;
+        let readiness = Readiness::new(database);
+        let watching = watch(&tasks, readiness, health, reporter, "loms.Loms");
+        watching.await.unwrap();
         for name in ["", "loms.Loms"] {
             let request = HealthCheckRequest {
                 service: name.into(),

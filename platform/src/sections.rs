@@ -85,7 +85,7 @@ pub struct PostgresConfig {
     /// Connections for callers; workers have their own few besides.
     #[serde(default = "defaults::max_connections")]
     pub max_connections: u32,
-    /// A caller waits this long for a connection, then gets UNAVAILABLE.
+    /// A caller waits this long for a connection, then gets RESOURCE_EXHAUSTED, or UNAVAILABLE if there is no server.
     #[serde(default = "defaults::one_second", with = "humantime_serde")]
     pub acquire_timeout: Duration,
     #[serde(default = "defaults::two_seconds", with = "humantime_serde")]
@@ -94,9 +94,29 @@ pub struct PostgresConfig {
     pub statement_timeout: Duration,
     #[serde(default = "defaults::five_seconds", with = "humantime_serde")]
     pub idle_in_transaction_timeout: Duration,
-    /// Prepared statements kept per connection; 0 for a transaction pooler that does not carry them.
+    /// Prepared statements kept per connection; with 0 none is kept, and statements have no names.
     #[serde(default = "defaults::statement_cache")]
     pub statement_cache: usize,
+    /// What stands between this service and its server.
+    #[serde(default)]
+    pub pooler: Pooler,
+    /// A connection is replaced after this time, so that what changed on the way to the server is noticed.
+    #[serde(default = "defaults::half_an_hour", with = "humantime_serde")]
+    pub max_lifetime: Duration,
+    /// How long the answer to a statement is waited for that its caller has given up. Its connection counts until then.
+    #[serde(default = "defaults::thirty_seconds", with = "humantime_serde")]
+    pub reap_after: Duration,
+}
+
+/// What stands between a service and PostgreSQL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooler {
+    /// Nothing, or a pooler that gives a client its server for as long as it is connected (session mode).
+    #[default]
+    Session,
+    /// One that gives it for a transaction only: nothing is set on the session, statements have no names.
+    Transaction,
 }
 
 impl PostgresConfig {
@@ -251,5 +271,11 @@ pub mod defaults {
     }
     pub(super) fn five_seconds() -> Duration {
         Duration::from_secs(5)
+    }
+    pub(super) fn thirty_seconds() -> Duration {
+        Duration::from_secs(30)
+    }
+    pub(super) fn half_an_hour() -> Duration {
+        Duration::from_secs(30 * 60)
     }
 }

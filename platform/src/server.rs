@@ -16,7 +16,7 @@ use crate::{
     config::{ClientAuth, Common, Limits},
     error::StartError,
     grpc::Guard,
-    http, listen, pg,
+    http, listen,
     readiness::{self, Health, Readiness},
     tasks::Tasks,
     telemetry::FLUSH_BOUND,
@@ -53,7 +53,7 @@ pub struct Server {
 
 impl Server {
     /// # Errors
-    /// A setting that cannot be, a port in use, TLS files that are missing or no PEM, a database that cannot be reached.
+    /// A setting that cannot be, a port in use, TLS files that are missing or no PEM.
     pub async fn bind(service: &'static str, common: &Common) -> Result<Server, StartError> {
         check(common)?;
         let server = Server {
@@ -64,7 +64,6 @@ impl Server {
             limits: common.limits.clone(),
             shutdown_grace: common.shutdown_grace,
         };
-        pg::check(&common.postgres).await?;
         Ok(server)
     }
 
@@ -89,10 +88,10 @@ impl Server {
         shutdown: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let (reporter, health_service) = tonic_health::server::health_reporter();
-        let health = Arc::new(Health::new(readiness));
+        let health = Arc::new(Health::new());
         let closing = CancellationToken::new();
         let (name, guard) = (doors.name, doors.guard);
-        readiness::watch(&tasks, health.clone(), reporter.clone(), name).await;
+        readiness::watch(&tasks, readiness, health.clone(), reporter.clone(), name).await?;
 
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
         // the last of it is for the traces, after everything that makes some
@@ -183,6 +182,8 @@ fn check(common: &Common) -> Result<(), StartError> {
             "postgres.idle_in_transaction_timeout",
             postgres.idle_in_transaction_timeout,
         ),
+        ("postgres.max_lifetime", postgres.max_lifetime),
+        ("postgres.reap_after", postgres.reap_after),
     ];
     for (key, duration) in durations {
         if duration.is_zero() {

@@ -153,6 +153,14 @@ pub(crate) fn spawn<T: Send + 'static>(
     tokio::spawn(work)
 }
 
+/// Like [`spawn`], for whoever may be dropped when the runtime has ended: then the work is dropped too.
+#[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+pub(crate) fn spawn_if_running(work: impl Future<Output = ()> + Send + 'static) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(work);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,6 @@
 //! `cart` and `cart_item`.
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 use uuid::Uuid;
 
 use super::{decode, line};

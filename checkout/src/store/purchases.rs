@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 use uuid::Uuid;
 
 use super::{decode, line};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 use uuid::Uuid;
 
 /// Open purchases, for the metrics.

@@ -6,19 +6,32 @@ use checkout::{
     purchase::Found,
     store::{purchases::find_last, recovery::sweep_closed},
 };
-use sqlx::{PgConnection, PgPool};
+use platform::{
+    config::PostgresConfig,
+    pg::{self, Db},
+};
+use serde_json::json;
+use sqlx::{ConnectOptions as _, PgPool};
 use uuid::Uuid;
 
 /// Rows of purchases that this transaction has read.
-async fn rows_read(conn: &mut PgConnection) -> i64 {
+async fn rows_read(conn: &mut Db) -> i64 {
     let read = "SELECT (coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint
                 FROM pg_stat_xact_user_tables WHERE relid = 'checkout.purchase'::regclass";
     sqlx::query_scalar(read).fetch_one(conn).await.unwrap()
 }
 
+/// A connection as the service's stores have it.
+async fn connect(pool: &PgPool) -> Db {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let config: PostgresConfig = serde_json::from_value(json!({"connection_string": url})).unwrap();
+    pg::connect_as(&config, "checkout-plans").await.unwrap()
+}
+
 /// The last purchase, and how many rows were read to find it.
 async fn last(pool: &PgPool, cart_id: i64) -> (Found, i64) {
-    let mut tx = pool.begin().await.unwrap();
+    let mut db = connect(pool).await;
+    let mut tx = db.begin().await.unwrap();
     let before = rows_read(&mut tx).await;
     let found = find_last(&mut tx, cart_id).await.unwrap().unwrap();
     (found, rows_read(&mut tx).await - before)
@@ -42,7 +55,8 @@ async fn buy_for_a_week(pool: &PgPool) -> i64 {
 async fn a_sweep_of_closed_purchases_reads_those_that_are_old() {
     let pool = crate::database().await;
     buy_for_a_week(&pool).await;
-    let mut tx = pool.begin().await.unwrap();
+    let mut db = connect(&pool).await;
+    let mut tx = db.begin().await.unwrap();
     for (days, swept) in [(8, 0), (6, 100)] {
         let before = rows_read(&mut tx).await;
         let keep = Duration::from_secs(days * 24 * 60 * 60);

@@ -14,6 +14,7 @@ mod promql;
 mod replica;
 mod scene;
 mod spans;
+mod standby;
 mod test_stack;
 
 mod bad_input;
@@ -37,6 +38,8 @@ mod migrations;
 mod monitoring;
 mod order_refusals;
 mod outages;
+#[cfg(feature = "deployments")]
+mod poolers;
 mod purchase;
 mod purchase_crashes;
 mod recount;

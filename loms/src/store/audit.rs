@@ -1,7 +1,7 @@
 //! The recount. Each statement returns a line for every difference, and nothing when all is well. They look only at
 //! rows, never at what the service believes.
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 
 /// One snapshot for all that follows; readers block nobody.
 pub(crate) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 
 use crate::order::{OrderId, UserId};
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 use time::OffsetDateTime;
 
 use super::{sku, status};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 use time::OffsetDateTime;
 
 use super::status;

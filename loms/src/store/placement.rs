@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 
 use super::{sku, status, units};
 use crate::{

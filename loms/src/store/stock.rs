@@ -1,6 +1,6 @@
 //! Stock on sale, and deliveries.
 
-use sqlx::PgConnection;
+use platform::pg::Db as PgConnection;
 
 use super::units;
 use crate::{

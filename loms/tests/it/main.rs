@@ -22,6 +22,7 @@ mod standard;
 
 mod conservation;
 mod contention;
+mod databases;
 mod keys;
 mod keys_sweep;
 mod lost_answers;

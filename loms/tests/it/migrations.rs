@@ -333,7 +333,10 @@ async fn constraints_refuse_what_they_are_there_for() {
     for (constraint, statements) in REFUSED {
         for &statement in statements {
             let done = sqlx::raw_sql(statement).execute(&pool).await;
-            let by = done.as_ref().err().and_then(pg::constraint);
+            let by = done
+                .as_ref()
+                .err()
+                .and_then(|error| error.as_database_error()?.constraint());
             if by != Some(constraint) {
                 wrong.push(format!("{statement}: {constraint} expected, {done:?}"));
             }

@@ -135,7 +135,11 @@ async fn everything(app: &TestApp, orders: &[i64]) -> Vec<Result<(), Status>> {
 fn refused(answers: &[Result<(), Status>]) -> usize {
     let refused = answers.iter().filter_map(|answer| answer.as_ref().err());
     refused
-        .map(|status| assert_eq!(status.code(), Code::Unavailable, "{status:?}"))
+        .map(|status| {
+            // or while every connection waits: too much at once
+            let known = [Code::Unavailable, Code::ResourceExhausted];
+            assert!(known.contains(&status.code()), "{status:?}");
+        })
         .count()
 }
 

@@ -111,7 +111,14 @@ static INIT: LazyLock<telemetry::Telemetry> = LazyLock::new(|| {
 
 impl TestApp {
     /// Starts the service with a topic of its own, unless `changes` name one, and waits until it is ready.
-    pub(crate) async fn start(pool: &PgPool, mut changes: Value) -> TestApp {
+    pub(crate) async fn start(pool: &PgPool, changes: Value) -> TestApp {
+        let app = TestApp::start_unready(pool, changes).await;
+        eventually("readiness", async || app.get("/readyz").await.status == 200).await;
+        app
+    }
+
+    /// The same, and does not wait: its database may be away.
+    pub(crate) async fn start_unready(pool: &PgPool, mut changes: Value) -> TestApp {
         if changes["kafka"]["topic"].is_null() {
             let topic = kafka::unused_topic();
             kafka::create_topic(&topic).await;
@@ -128,7 +135,7 @@ impl TestApp {
             .connect()
             .await
             .expect("served");
-        let app = TestApp {
+        TestApp {
             grpc: LomsClient::new(channel.clone()),
             channel,
             grpc_addr: address,
@@ -140,9 +147,7 @@ impl TestApp {
             stop,
             running,
             finished: false,
-        };
-        eventually("readiness", async || app.get("/readyz").await.status == 200).await;
-        app
+        }
     }
 
     /// Another process of the same service: same database, same topic.

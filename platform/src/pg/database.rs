@@ -1,0 +1,397 @@
+//! The database of a process: how to connect to it, and what is known of it. Connections are made by tasks, one attempt
+//! after another with a growing pause while it is away, and only from a server that takes writes and has the schema.
+
+use std::{
+    fmt::Write as _,
+    str::FromStr as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use secrecy::ExposeSecret as _;
+use sqlx::{ConnectOptions as _, migrate::Migrator, postgres::PgConnectOptions};
+use tokio::time::Instant;
+
+use super::{
+    db::{Db, Origin},
+    error::{self, Error, Failure},
+    pool::Pool,
+    schema_version,
+};
+use crate::{
+    config::{Pooler, PostgresConfig},
+    error::StartError,
+};
+
+/// What a worker reads it reads by key, and its statements are planned once. Planned while the tables are small, they would
+/// read them whole, and go on so when they have grown: until PostgreSQL analyzes a table, which takes it a minute or more.
+const BY_INDEX: [(&str, &str); 4] = [
+    ("enable_seqscan", "off"),
+    // it would fetch and sort all that is due before it returned the first row
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+
+/// Between attempts to connect: short enough that a server that is back is used at once, long enough not to keep it busy.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+
+/// Connections of a worker: the one that it uses, and one whose answer is still waited for.
+const OF_A_WORKER: u32 = 2;
+
+/// What is known of the database; readiness follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Ok,
+    /// No connection; why, in the server's or the network's words, for the log.
+    Away(String),
+    ReadOnly,
+    SchemaMissing,
+    SchemaBehind,
+}
+
+impl State {
+    /// What `/readyz` says: nothing of addresses or names.
+    pub fn report(&self) -> &'static str {
+        match self {
+            State::Ok => "ok",
+            State::Away(_) => "away",
+            State::ReadOnly => "read-only",
+            State::SchemaMissing => "schema is missing: run migrate",
+            State::SchemaBehind => "schema is behind: run migrate",
+        }
+    }
+}
+
+/// A handle; clones share what is known.
+#[derive(Clone)]
+pub struct Database(Arc<Inner>);
+
+struct Inner {
+    service: &'static str,
+    options: PgConnectOptions,
+    config: PostgresConfig,
+    /// What the schema must have; a command that does without asks for nothing.
+    migrator: Option<&'static Migrator>,
+    trouble: Mutex<Trouble>,
+}
+
+struct Trouble {
+    state: State,
+    pauses: <ExponentialBuilder as backon::BackoffBuilder>::Backoff,
+    next_attempt: Instant,
+    attempts: u64,
+}
+
+fn pauses() -> <ExponentialBuilder as backon::BackoffBuilder>::Backoff {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+impl Database {
+    /// Nothing is connected yet.
+    ///
+    /// # Errors
+    /// A connection string that is none, or a file that it names and that cannot be read.
+    pub fn new(
+        service: &'static str,
+        config: &PostgresConfig,
+        migrator: &'static Migrator,
+    ) -> Result<Database, StartError> {
+        Self::make(service, config, Some(migrator))
+    }
+
+    /// For a command that says by itself what the schema lacks.
+    ///
+    /// # Errors
+    /// As [`Database::new`].
+    pub fn of_any_schema(
+        service: &'static str,
+        config: &PostgresConfig,
+    ) -> Result<Database, StartError> {
+        Self::make(service, config, None)
+    }
+
+    fn make(
+        service: &'static str,
+        config: &PostgresConfig,
+        migrator: Option<&'static Migrator>,
+    ) -> Result<Database, StartError> {
+        error::show_metrics(service);
+        let trouble = Trouble {
+            state: State::Ok,
+            pauses: pauses(),
+            next_attempt: Instant::now(),
+            attempts: 0,
+        };
+        Ok(Database(Arc::new(Inner {
+            service,
+            options: connect_options(config)?,
+            config: config.clone(),
+            migrator,
+            trouble: Mutex::new(trouble),
+        })))
+    }
+
+    /// The connections that callers share: at most `max` in use, known to PostgreSQL as `application`. A quarter more may
+    /// be waiting for an answer that nobody waits for any more.
+    ///
+    /// # Errors
+    /// The pool cannot be built.
+    pub fn pool(&self, application: &'static str, max: u32) -> Result<Pool, StartError> {
+        let max = max.max(1);
+        Pool::new(self.clone(), application, max, max + max.div_ceil(4), false)
+    }
+
+    /// A worker's own connection: callers that use up theirs cannot stop the worker.
+    ///
+    /// # Errors
+    /// The pool cannot be built.
+    pub fn worker(&self, application: &'static str) -> Result<Pool, StartError> {
+        Pool::new(self.clone(), application, 1, OF_A_WORKER, true)
+    }
+
+    /// One connection, for a command that does one thing.
+    ///
+    /// # Errors
+    /// [`Failure::NotConnected`] or [`Failure::ReadOnly`].
+    pub async fn connect_as(&self, application: &'static str) -> Result<Db, Error> {
+        let origin = Origin {
+            database: self.clone(),
+            application,
+            by_index: false,
+        };
+        self.connect(origin).await
+    }
+
+    pub(crate) fn service(&self) -> &'static str {
+        self.0.service
+    }
+
+    pub(super) fn config(&self) -> &PostgresConfig {
+        &self.0.config
+    }
+
+    /// Connects, after the pause that the attempts before demand.
+    ///
+    /// # Errors
+    /// [`Failure::NotConnected`] or [`Failure::ReadOnly`].
+    pub(super) async fn connect(&self, origin: Origin) -> Result<Db, Error> {
+        let next = self.trouble().next_attempt;
+        tokio::time::sleep_until(next).await;
+        let bound = self.0.config.acquire_timeout;
+        let made = tokio::time::timeout(bound, self.try_connect(origin)).await;
+        let made = made.unwrap_or_else(|_| {
+            Err((
+                State::Away(format!("no answer within {bound:?}")),
+                Failure::NotConnected,
+            ))
+        });
+        match made {
+            Ok(db) => {
+                self.note(State::Ok);
+                Ok(db)
+            }
+            Err((state, failure)) => {
+                let error = Error::new(failure, describe(&state));
+                self.note(state);
+                Err(error)
+            }
+        }
+    }
+
+    async fn try_connect(&self, origin: Origin) -> Result<Db, (State, Failure)> {
+        let away = |error: sqlx::Error| (State::Away(error.to_string()), Failure::NotConnected);
+        let config = &self.0.config;
+        let options = self.0.options.clone().application_name(origin.application);
+        let mut connection = options.connect().await.map_err(away)?;
+        let settings = settings(config, origin.by_index);
+        let local = if config.pooler == Pooler::Transaction {
+            let mut local = String::new();
+            for (name, value) in &settings {
+                let _ = write!(local, " SET LOCAL {name} = '{value}';");
+            }
+            Some(local.into())
+        } else {
+            let mut own = String::from("SELECT ");
+            for (name, value) in settings.iter().chain(&keepalive()) {
+                let _ = write!(own, "set_config('{name}', '{value}', FALSE),");
+            }
+            own.pop();
+            let own = sqlx::raw_sql(sqlx::AssertSqlSafe(own));
+            own.execute(&mut connection).await.map_err(away)?;
+            None
+        };
+        let named = config.pooler != Pooler::Transaction && config.statement_cache > 0;
+        let mut db = Db::new(connection, named, local, origin);
+        match self.look(&mut db).await.map_err(away)? {
+            State::Ok => Ok(db),
+            State::ReadOnly => Err((State::ReadOnly, Failure::ReadOnly)),
+            other => Err((other, Failure::NotConnected)),
+        }
+    }
+
+    /// Asks over `db` what readiness wants to know.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub(crate) async fn look(&self, db: &mut Db) -> sqlx::Result<State> {
+        if !db.is_writable().await? {
+            return Ok(State::ReadOnly);
+        }
+        let Some(migrator) = self.0.migrator else {
+            return Ok(State::Ok);
+        };
+        match schema_version(db, migrator).await {
+            Ok(applied) if applied >= super::newest(migrator) => Ok(State::Ok),
+            Ok(_) => Ok(State::SchemaBehind),
+            // undefined_table, undefined_schema, and a schema that somebody else may see
+            Err(sqlx::Error::Database(error))
+                if matches!(error.code().as_deref(), Some("42P01" | "3F000" | "42501")) =>
+            {
+                Ok(State::SchemaMissing)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes over what an attempt or a look has found; one line in the log each time that it changes.
+    pub(crate) fn note(&self, found: State) {
+        let mut trouble = self.trouble();
+        let changed = std::mem::discriminant(&trouble.state) != std::mem::discriminant(&found);
+        if found == State::Ok {
+            if changed {
+                tracing::info!(attempts = trouble.attempts, "database available");
+            }
+            (trouble.pauses, trouble.attempts) = (pauses(), 0);
+            trouble.next_attempt = Instant::now();
+        } else {
+            if changed {
+                tracing::warn!(state = found.report(), error = %describe(&found), "database unavailable");
+            }
+            trouble.attempts += 1;
+            let pause = trouble.pauses.next().unwrap_or(LONGEST_PAUSE);
+            trouble.next_attempt = Instant::now() + pause;
+        }
+        trouble.state = found;
+    }
+
+    /// What the last attempt or look has found.
+    pub(crate) fn state(&self) -> State {
+        self.trouble().state.clone()
+    }
+
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Trouble> {
+        self.0
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn describe(state: &State) -> String {
+    match state {
+        State::Away(cause) => cause.clone(),
+        other => other.report().to_owned(),
+    }
+}
+
+/// Every bound of a wait inside the server, and how a worker's statements are planned.
+fn settings(config: &PostgresConfig, by_index: bool) -> Vec<(&'static str, String)> {
+    let millis = |duration: Duration| duration.as_millis().to_string();
+    let mut settings = vec![
+        ("lock_timeout", millis(config.lock_timeout)),
+        ("statement_timeout", millis(config.statement_timeout)),
+        (
+            "idle_in_transaction_session_timeout",
+            millis(config.idle_in_transaction_timeout),
+        ),
+    ];
+    if by_index {
+        settings.extend(BY_INDEX.map(|(name, value)| (name, value.to_owned())));
+    }
+    settings
+}
+
+/// A client that vanished without a word is noticed within half a minute.
+fn keepalive() -> [(&'static str, String); 3] {
+    [
+        ("tcp_keepalives_idle", "15".to_owned()),
+        ("tcp_keepalives_interval", "5".to_owned()),
+        ("tcp_keepalives_count", "3".to_owned()),
+    ]
+}
+
+/// Without start-up parameters of ours: a pooler refuses those that it does not know.
+pub(super) fn connect_options(config: &PostgresConfig) -> Result<PgConnectOptions, StartError> {
+    let text = config.connection_string.expose_secret();
+    let options = PgConnectOptions::from_str(text).map_err(|error| {
+        // the error, not the string: it holds a password
+        StartError::new(
+            format!("postgres.connection_string: {error}"),
+            "write it as postgres://user:password@host:port/database",
+        )
+    })?;
+    for file in files_of(text) {
+        std::fs::File::open(&file).map_err(|error| {
+            StartError::new(
+                format!("postgres.connection_string: reading {file}: {error}"),
+                "name a file that can be read",
+            )
+        })?;
+    }
+    Ok(options
+        .statement_cache_capacity(config.statement_cache)
+        .extra_float_digits(None)
+        .log_statements(tracing::log::LevelFilter::Off))
+}
+
+/// The certificates and keys that a connection string names.
+fn files_of(connection_string: &str) -> Vec<String> {
+    let parameters = connection_string
+        .split_once('?')
+        .map_or("", |(_, rest)| rest);
+    let file = |pair: &str| {
+        let (name, value) = pair.split_once('=')?;
+        let inline = value.starts_with("-----BEGIN");
+        (matches!(
+            name,
+            "sslrootcert"
+                | "ssl-root-cert"
+                | "ssl-ca"
+                | "sslcert"
+                | "ssl-cert"
+                | "sslkey"
+                | "ssl-key"
+        ) && !inline)
+            .then(|| value.replace("%2F", "/").replace("%2f", "/"))
+    };
+    parameters.split('&').filter_map(file).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_connection_string_are_looked_for_at_the_start() {
+        let config = |text: &str| -> PostgresConfig {
+            serde_json::from_value(serde_json::json!({"connection_string": text})).unwrap()
+        };
+        let missing = "postgres://u:secret@h/d?sslmode=verify-full&sslrootcert=%2Fno%2Fsuch.pem";
+        let error = connect_options(&config(missing)).unwrap_err().to_string();
+        assert!(error.contains("/no/such.pem"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+        assert!(connect_options(&config("postgres://u:secret@h/d?sslmode=require")).is_ok());
+        let wrong = connect_options(&config("u:secret@h"))
+            .unwrap_err()
+            .to_string();
+        assert!(!wrong.contains("secret"), "{wrong}");
+    }
+}
