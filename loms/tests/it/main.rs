@@ -46,6 +46,7 @@ mod outages;
 #[cfg(feature = "failpoints")]
 mod panics;
 mod payments;
+mod relay;
 mod shutdown;
 mod silence;
 

@@ -364,6 +364,10 @@ async fn constraints_refuse_what_they_are_there_for() {
         .collect();
     assert_eq!(
         nullable,
-        [("outbox", "traceparent"), ("status_change", "from_status")]
+        [
+            ("outbox", "traceparent"),
+            ("relay", "holder"),
+            ("status_change", "from_status")
+        ]
     );
 }
