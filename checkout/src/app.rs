@@ -7,7 +7,7 @@ use platform::{
     client::{Client, Neighbour},
     error::StartError,
     grpc::Guard,
-    http, pg,
+    http, migrate,
     pool::Pool,
     process,
     readiness::Readiness,
@@ -125,12 +125,13 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
     ended
 }
 
-/// Applies what is missing of the schema.
+/// Applies what is missing of the schema, on a database that has been away for at most `wait`.
 ///
 /// # Errors
-/// No connection, or a migration that fails.
-pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    pg::migrate(&config.postgres, &MIGRATOR).await
+/// The database stays away, or a migration fails.
+pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    // no released file builds an index on a table that is in use
+    migrate::migrate(&config.postgres, &MIGRATOR, &[], wait).await
 }
 
 fn loms_client(config: &Config) -> Result<Client, StartError> {

@@ -1,12 +1,13 @@
 //! The service put together: sockets and pools first, then workers, then the doors.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::Router;
 use platform::{
     error::StartError,
     grpc::Guard,
     http::rpc,
+    migrate,
     pg::OwnConnection,
     pool::Pool,
     readiness::Readiness,
@@ -26,12 +27,21 @@ use crate::{
     payments::Payments,
     placement::Placements,
     sampled_audit,
+    store::online::ONLINE,
 };
 
 /// The schema `loms`.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations/loms");
 
 const SERVICE: &str = "loms";
+
+/// Brings the schema up to date, on a database that has been away for at most `wait`.
+///
+/// # Errors
+/// The database stays away, or a migration fails.
+pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    migrate::migrate(&config.postgres, &MIGRATOR, &ONLINE, wait).await
+}
 
 /// LOMS with its doors open, not yet served.
 pub struct App {

@@ -1,9 +1,12 @@
 //! What is on sale, and deliveries: all lines or none, and the same delivery once.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use platform::pool::Pool;
+use platform::{
+    command::{self, Access},
+    pool::Pool,
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, PgConnection};
@@ -62,6 +65,7 @@ pub async fn receive_file(
     config: &Config,
     file: &Path,
     delivery_id: Option<String>,
+    wait: Duration,
 ) -> anyhow::Result<String> {
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let rows = read_rows(&text).with_context(|| format!("reading {}", file.display()))?;
@@ -89,6 +93,7 @@ pub async fn receive_file(
             anyhow::anyhow!("{}: {}", file.display(), all.join("; "))
         },
     )?;
+    command::wait_for_database(&config.postgres, "loms-stock", Access::Write, wait).await?;
     let pool = Pool::new(&config.postgres, "loms-stock", 1)?;
     let again = receive(&pool, &delivery)
         .await

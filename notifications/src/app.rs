@@ -5,7 +5,7 @@ use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use platform::{
     error::StartError,
     grpc::Guard,
-    http, pg,
+    http, migrate,
     pool::Pool,
     process,
     readiness::Readiness,
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, inbox::Inbox,
+    store::online::ONLINE,
 };
 
 /// The name that ports, metrics and traces know it by.
@@ -123,9 +124,9 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
     ended
 }
 
-/// Applies what is missing of the schema.
-pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    pg::migrate(&config.postgres, &MIGRATOR).await
+/// Applies what is missing of the schema, on a database that has been away for at most `wait`.
+pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    migrate::migrate(&config.postgres, &MIGRATOR, &ONLINE, wait).await
 }
 
 fn doors(config: &Config, pool: Pool) -> Doors {

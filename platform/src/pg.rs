@@ -1,4 +1,4 @@
-//! PostgreSQL: connections whose every wait has a bound, migrations, and what an error means for the one who must react.
+//! PostgreSQL: connections whose every wait has a bound, and what an error means for the one who must react.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -42,27 +42,6 @@ pub(crate) fn connect_options(
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
-}
-
-/// Applies what is not applied yet, over one direct connection.
-///
-/// # Errors
-/// No connection, or a migration that fails.
-pub async fn migrate(config: &PostgresConfig, migrator: &Migrator) -> Result<(), StartError> {
-    // a migration may rewrite a table: its statements have no bound, waiting for a lock does
-    let unbounded = PostgresConfig {
-        statement_timeout: Duration::ZERO,
-        ..config.clone()
-    };
-    let options = connect_options(&unbounded, "migrate")?;
-    let server = format!("{}:{}", options.get_host(), options.get_port());
-    let mut connection = connect(&options).await?;
-    migrator.run(&mut connection).await.map_err(|error| {
-        StartError::new(
-            format!("migrating {server}: {error}"),
-            "the schema is as it was before this migration",
-        )
-    })
 }
 
 /// Connects once, so that a wrong address, name or password shows at the start and not in the first call.

@@ -41,6 +41,7 @@ mod plans;
 mod cli;
 mod crashes;
 mod limits;
+mod migrate;
 mod migrations;
 mod outages;
 #[cfg(feature = "failpoints")]
