@@ -30,11 +30,7 @@ async fn a_broker_that_is_away_keeps_no_transaction_open() {
     let app = TestApp::start(&pool, changes).await;
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();
     app.create(1, &[(7, 1)]).await;
-    eventually("a relay that has read", async || {
-        let leased = "SELECT count(*) FROM loms.relay WHERE leased_until > clock_timestamp()";
-        oracle::count(&pool, leased).await == 1
-    })
-    .await;
+    waits_for_the_broker(&pool).await;
     for _ in 0..20 {
         let altered = sqlx::raw_sql(ALTER).execute(&pool).await;
         altered.expect("the lock within a second");
@@ -46,7 +42,55 @@ async fn a_broker_that_is_away_keeps_no_transaction_open() {
         assert_eq!(oracle::count(&pool, open).await, 0, "idle in transaction");
     }
     assert_eq!(oracle::count(&pool, WAITING).await, 2 + 20 * 3);
+    // it keeps its lease meanwhile
+    let until = "SELECT extract(epoch FROM leased_until)::bigint FROM loms.relay";
+    let first = oracle::count(&pool, until).await;
+    eventually("a renewal", async || {
+        oracle::count(&pool, until).await > first
+    })
+    .await;
     broker.open();
+    app.finish().await;
+}
+
+/// A relay that looks again and again is quiet only while it waits for the broker.
+async fn waits_for_the_broker(pool: &PgPool) {
+    eventually("a relay that waits for the broker", async || {
+        let quiet = "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name = 'loms-relay'
+                       AND clock_timestamp() - query_start > interval '500 ms'";
+        oracle::count(pool, quiet).await == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_that_has_lost_its_lease_sends_no_more_of_its_batch() {
+    let pool = crate::database().await;
+    let mut broker = Proxy::closed(&kafka::brokers());
+    let outbox = json!({"broker_timeout": "60s", "poll_interval": "50ms"});
+    let changes = json!({"brokers": [broker.address.to_string()], "outbox": outbox});
+    let app = TestApp::start(&pool, changes).await;
+    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
+    app.create(1, &[(7, 1)]).await;
+    waits_for_the_broker(&pool).await;
+    let take = "UPDATE loms.relay SET holder = gen_random_uuid(), leased_until = clock_timestamp() + interval '1 hour'";
+    oracle::run(&pool, take).await;
+    eventually("another look at the outbox", async || {
+        let looked = "SELECT count(*) FROM pg_stat_activity, loms.relay
+                      WHERE datname = current_database() AND application_name = 'loms-relay' AND query = 'COMMIT'
+                        AND query_start > leased_until - interval '1 hour'";
+        oracle::count(&pool, looked).await == 1
+    })
+    .await;
+    broker.open();
+    eventually("a broker that is back", async || {
+        app.get("/readyz").await.json()["kafka"] == "ok"
+    })
+    .await;
+    assert_eq!(kafka::read_log(&app.topic).await.len(), 0);
+    assert_eq!(oracle::count(&pool, WAITING).await, 2);
+    oracle::run(&pool, "UPDATE loms.relay SET leased_until = 'epoch'").await;
     app.finish().await;
 }
 
