@@ -6,9 +6,9 @@ THROUGH ?= cart
 CONCURRENCY ?= 1
 SECONDS ?= 120
 
-# processes that abort or panic at named points; the feature that names them is in no other build. Without devstack, whose tests
+# processes that abort, freeze or panic at named points; the feature that names them is in no other build. Without devstack, whose tests
 # build the services anew, as everybody else has them
-CRASHES = cargo test -p checkout -p loms -p notifications --features checkout/failpoints,loms/failpoints,notifications/failpoints --test it -- aborted panics
+CRASHES = cargo test -p checkout -p loms -p notifications --features checkout/failpoints,loms/failpoints,notifications/failpoints --test it -- aborted frozen panics
 
 COMPOSE = COMPOSE_IGNORE_ORPHANS=true docker compose --env-file deployments/.env
 # containers read what is mounted as users of their own; a clone made under umask 077 would keep it from them

@@ -7,8 +7,8 @@ use platform::{
     client::{Client, Neighbour},
     error::StartError,
     grpc::Guard,
-    http,
-    pg::{self, Database, Pool},
+    http, migrate,
+    pg::{Database, Pool},
     process,
     readiness::Readiness,
     server::{Doors, Server},
@@ -56,9 +56,9 @@ impl App {
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
-        let pool = database.pool(SERVICE, config.postgres.max_connections)?;
+        let pool = database.pool(SERVICE, config.postgres.max_connections);
         // callers cannot take the connections that finishing purchases needs
-        let workers = database.pool("checkout-workers", WORKER_CONNECTIONS)?;
+        let workers = database.pool("checkout-workers", WORKER_CONNECTIONS);
         let tasks = Tasks::new();
         let loms = Loms::new(loms_client(&config)?);
         let products = products(&config, &tasks)?;
@@ -126,12 +126,13 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
     ended
 }
 
-/// Applies what is missing of the schema.
+/// Applies what is missing of the schema, on a database that has been away for at most `wait`.
 ///
 /// # Errors
-/// No connection, or a migration that fails.
-pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    pg::migrate(&config.postgres, &MIGRATOR).await
+/// The database stays away, or a migration fails.
+pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    // no released file builds an index on a table that is in use
+    migrate::migrate(&config.postgres, &MIGRATOR, &[], wait).await
 }
 
 fn loms_client(config: &Config) -> Result<Client, StartError> {

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use checkout::app::{self, SERVICE};
 use clap::{Parser, Subcommand};
-use platform::{
-    config::load,
-    process::{self, ConfigArgs, ServeArgs},
-};
+use platform::command::WaitArgs;
+use platform::config::load;
+use platform::process::{self, ConfigArgs, ServeArgs};
 
 /// A user's cart, and the purchase.
 #[derive(Parser)]
@@ -23,8 +22,8 @@ struct Cli {
 enum Command {
     /// Serve until stopped (the default)
     Serve(ServeArgs),
-    /// Bring the database's schema up to date
-    Migrate,
+    /// Bring the database's schema up to date, while the service works on it
+    Migrate(WaitArgs),
 }
 
 fn main() -> ExitCode {
@@ -33,7 +32,7 @@ fn main() -> ExitCode {
         let config = load(config.config.as_deref())?;
         match command.unwrap_or(Command::Serve(ServeArgs::default())) {
             Command::Serve(args) => app::serve(config, args.stop_on_stdin_close).await?,
-            Command::Migrate => app::migrate(&config).await?,
+            Command::Migrate(WaitArgs { wait }) => app::migrate(&config, wait).await?,
         }
         Ok(ExitCode::SUCCESS)
     })

@@ -19,10 +19,22 @@ use crate::{failure::Misuse, owner::Owner};
 const START_BOUND: Duration = Duration::from_secs(300);
 /// A fast shutdown writes a checkpoint: seconds on a slow disk.
 const STOP_BOUND: Duration = Duration::from_secs(60);
+/// Its role's time-outs in a service's database are made for the service's statements, not for ours.
+const UNBOUNDED: &str =
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0";
 /// The settings without which a commit may be lost, and with it every promise of the services.
 const DURABILITY: [&str; 3] = ["fsync", "full_page_writes", "synchronous_commit"];
 /// `nobody`: the uid that owns the server when we are root, because initdb refuses root.
 pub(crate) const UNPRIVILEGED: u32 = 65534;
+
+/// A connection of ours to the database of a service, whose statements take as long as they take.
+pub(crate) async fn connect(url: &str) -> Result<PgConnection> {
+    let mut db = PgConnection::connect(url)
+        .await
+        .context("connect to a service's database")?;
+    sqlx::raw_sql(UNBOUNDED).execute(&mut db).await?;
+    Ok(db)
+}
 
 /// What the owner says on its stdout when the server answers.
 #[derive(Serialize, Deserialize)]

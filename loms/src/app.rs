@@ -1,12 +1,13 @@
 //! The service put together: sockets and pools first, then workers, then the doors.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::Router;
 use platform::{
     error::StartError,
     grpc::Guard,
     http::rpc,
+    migrate,
     pg::{Database, Pool},
     readiness::Readiness,
     server::{Doors, Server},
@@ -25,12 +26,21 @@ use crate::{
     payments::Payments,
     placement::Placements,
     sampled_audit,
+    store::online::ONLINE,
 };
 
 /// The schema `loms`.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations/loms");
 
 const SERVICE: &str = "loms";
+
+/// Brings the schema up to date, on a database that has been away for at most `wait`.
+///
+/// # Errors
+/// The database stays away, or a migration fails.
+pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    migrate::migrate(&config.postgres, &MIGRATOR, &ONLINE, wait).await
+}
 
 /// LOMS with its doors open, not yet served.
 pub struct App {
@@ -48,7 +58,7 @@ impl App {
         config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
-        let pool = database.pool(SERVICE, config.postgres.max_connections)?;
+        let pool = database.pool(SERVICE, config.postgres.max_connections);
         let broker = Broker::new(&config.brokers, &config.kafka)?;
         Ok(App {
             config,
@@ -124,27 +134,28 @@ fn start_workers(
     let relay = Relay::default();
     let orders = &config.orders;
     let placements = Placements::start(
-        database.worker("loms-placer")?,
+        database.worker("loms-placer"),
         orders.clone(),
         relay.clone(),
         tasks,
     );
     let payments = Payments::start(
-        database.worker("loms-payments")?,
+        database.worker("loms-payments"),
         orders,
         pool.clone(),
         relay.clone(),
         tasks,
     );
     expiry::start(
-        database.worker("loms-expiry")?,
+        database.worker("loms-expiry"),
         orders.expiry_batch,
         relay.clone(),
         tasks,
     );
-    keys::start(database.worker("loms-keys")?, config.keys.clone(), tasks);
+    keys::start(database.worker("loms-keys"), config.keys.clone(), tasks);
     outbox::start(
-        database.worker("loms-relay")?,
+        database.worker("loms-relay"),
+        config.postgres.transaction_bound(),
         broker.clone(),
         config.outbox.clone(),
         relay.clone(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use platform::{config::PostgresConfig, error::Fields, pg};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::{
     batch::{IdempotencyKey, NewOrder, OrderIds, place_batch},
@@ -17,6 +18,8 @@ use crate::{
 const RELAYED: i64 = 1_000;
 /// Longer than any run: expiry is another load.
 const PAYMENT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The relay's, by default.
+const LEASE: Duration = Duration::from_secs(16);
 /// The relay's pause when it finds nothing.
 const IDLE: Duration = Duration::from_millis(5);
 
@@ -68,17 +71,20 @@ async fn write(
 
 async fn relay(postgres: &PostgresConfig) -> anyhow::Result<std::convert::Infallible> {
     let mut db = pg::connect_as(postgres, "loms-ceiling-relay").await?;
+    let holder = Uuid::new_v4();
     loop {
         let mut tx = db.begin().await?;
-        let rows = outbox::read_oldest(&mut tx, RELAYED).await?;
-        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
-        if !ids.is_empty() {
-            outbox::delete_sent(&mut tx, &ids).await?;
-        }
+        outbox::try_lock_relay(&mut tx).await?;
+        let rows = outbox::read_leased(&mut tx, holder, LEASE, RELAYED).await?;
         tx.commit().await?;
-        if ids.is_empty() {
+        if rows.is_empty() {
             tokio::time::sleep(IDLE).await;
+            continue;
         }
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        let mut tx = db.begin().await?;
+        outbox::delete_sent(&mut tx, &ids).await?;
+        tx.commit().await?;
     }
 }
 

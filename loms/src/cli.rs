@@ -3,9 +3,10 @@
 use std::{path::PathBuf, pin::pin, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use loms::{App, Config, MIGRATOR};
+use loms::{App, Config};
 use platform::{
-    config, pg,
+    command::{self, Access, WaitArgs},
+    config,
     process::{self, ConfigArgs, ServeArgs},
     telemetry,
 };
@@ -24,15 +25,15 @@ pub(crate) struct Cli {
 enum Command {
     /// Serve gRPC and HTTP (what is done without a command)
     Serve(ServeArgs),
-    /// Bring the schema `loms` up to date
-    Migrate,
+    /// Bring the schema `loms` up to date, while the service works on it
+    Migrate(WaitArgs),
     /// Stock that arrives
     Stock {
         #[command(subcommand)]
         command: StockCommand,
     },
     /// Recount everything from the tables; exit code 1 if anything differs
-    Audit,
+    Audit(WaitArgs),
 }
 
 #[derive(Subcommand)]
@@ -43,6 +44,8 @@ enum StockCommand {
         /// The delivery's id [default: the file's name and content]
         #[arg(long)]
         delivery: Option<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
 }
 
@@ -50,13 +53,20 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let config: Config = config::load(cli.config.config.as_deref())?;
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => serve(config, args).await?,
-        Command::Migrate => pg::migrate(&config.postgres, &MIGRATOR).await?,
+        Command::Migrate(WaitArgs { wait }) => loms::migrate(&config, wait).await?,
         Command::Stock {
-            command: StockCommand::Receive { file, delivery },
+            command:
+                StockCommand::Receive {
+                    file,
+                    delivery,
+                    wait: WaitArgs { wait },
+                },
         } => {
-            println!("{}", loms::receive_file(&config, &file, delivery).await?);
+            let received = loms::receive_file(&config, &file, delivery, wait).await?;
+            println!("{received}");
         }
-        Command::Audit => {
+        Command::Audit(WaitArgs { wait }) => {
+            command::wait_for_database(&config.postgres, "loms-audit", Access::Read, wait).await?;
             let report = loms::audit(&config).await?;
             println!("{report}");
             return Ok(if report.differences.is_empty() {

@@ -109,15 +109,19 @@ impl Default for KeysConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboxConfig {
-    /// Events sent by one transaction of the relay.
+    /// Events that the relay reads and sends at once.
     pub batch: i64,
-    /// How long the relay waits for the broker before it gives the batch up and tries again.
+    /// How long the relay waits for the broker before it gives the batch up and tries again. Its lease is longer by the
+    /// time that reading and the last reports may take, and at least 10 s: so long nobody sends for a relay that died.
     #[serde(with = "humantime_serde")]
     pub broker_timeout: Duration,
-    /// How often it looks when nothing wakes it: events of another replica wait this long at most.
+    /// How often it looks when nothing wakes it: events of a replica that has not the lease wait this long at most.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
 }
+
+/// More makes no batch arrive: whatever waits so long is tried again.
+const MOST_BROKER_TIMEOUT: Duration = Duration::from_secs(600);
 
 impl Default for OutboxConfig {
     fn default() -> Self {
@@ -189,13 +193,19 @@ impl Config {
                 !self.orders.payment_timeout.is_zero(),
             ),
         ];
-        match least.into_iter().find(|(_, fine)| !fine) {
-            Some((key, _)) => Err(StartError::new(
+        if let Some((key, _)) = least.into_iter().find(|(_, fine)| !fine) {
+            return Err(StartError::new(
                 format!("{key} is 0 or less"),
                 "nothing would be done: write more",
-            )),
-            None => Ok(()),
+            ));
         }
+        if self.outbox.broker_timeout > MOST_BROKER_TIMEOUT {
+            return Err(StartError::new(
+                format!("outbox.broker_timeout is over {MOST_BROKER_TIMEOUT:?}"),
+                "the lease of a relay that died holds events back for longer than that: write less",
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn common(&self) -> Common {

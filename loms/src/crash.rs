@@ -71,8 +71,20 @@ impl CrashPoint {
         }
     }
 
-    /// Ends the process here, as `kill -9` would, if a crash test asked for it.
+    /// Ends the process here, as `kill -9` would, if a crash test asked for it; `return(stop)` freezes it instead.
     pub(crate) fn pass(self) {
-        fail::fail_point!(self.name(), |_| std::process::abort());
+        fail::fail_point!(self.name(), |how: Option<String>| match how.as_deref() {
+            Some("stop") => stop(),
+            _ => std::process::abort(),
+        });
     }
+}
+
+/// Stops all of the process where it is, until somebody sends it SIGCONT.
+#[cfg(feature = "failpoints")]
+fn stop() {
+    let stopped = std::process::Command::new("kill")
+        .args(["-STOP", &std::process::id().to_string()])
+        .status();
+    assert!(stopped.is_ok_and(|status| status.success()), "no kill");
 }

@@ -30,7 +30,7 @@ mod sampled_audit;
 mod stock;
 mod store;
 
-pub use app::{App, MIGRATOR};
+pub use app::{App, MIGRATOR, migrate};
 pub use audit::audit;
 pub use ceiling::{Draw, ceiling};
 pub use config::Config;

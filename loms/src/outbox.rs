@@ -1,36 +1,29 @@
-//! Carries events from the outbox to Kafka. One relay at a time over all replicas; a row is deleted after the broker has
-//! acknowledged it, so an event is sent at least once, and the first time in order.
+//! Carries events from the outbox to Kafka. Over all replicas the one that has the lease sends: it reads a batch in one short
+//! transaction, sends it with none open, and deletes what the broker has acknowledged in another. So an event is sent at
+//! least once, and the first time in order, also if two relays send at once: migration 10 has the reasons.
+
+mod broker;
 
 use std::{
-    collections::HashSet,
-    pin::pin,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use futures::FutureExt as _;
 use platform::{
-    config::KafkaConfig,
-    error::StartError,
     grpc::registered,
-    kafka,
-    pg::{Db as PgConnection, Pool, Tx},
+    pg::{self, Db as PgConnection, Pool},
     tasks::Tasks,
-    telemetry,
 };
 use prometheus::{Gauge, IntCounter, IntGauge};
-use rdkafka::{
-    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
-    util::Timeout,
-};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, Span, field::Empty};
+use tracing::Instrument as _;
+use uuid::Uuid;
 
+pub(crate) use self::broker::Broker;
 use crate::{
     config::OutboxConfig,
     crash::CrashPoint,
-    event,
     store::outbox::{self as store, OutboxRow},
 };
 
@@ -45,328 +38,231 @@ impl Relay {
     }
 }
 
-/// The producer, replaced when it is broken beyond repair.
-#[derive(Clone)]
-pub(crate) struct Broker {
-    brokers: Vec<String>,
-    kafka: KafkaConfig,
-    producer: Arc<Mutex<FutureProducer>>,
-}
-
-impl Broker {
-    /// # Errors
-    /// A setting that librdkafka refuses; a broker that is away is none.
-    pub(crate) fn new(brokers: &[String], kafka: &KafkaConfig) -> Result<Broker, StartError> {
-        if brokers.is_empty() {
-            return Err(StartError::new(
-                "brokers is empty",
-                "name at least one host:port",
-            ));
-        }
-        let producer = kafka::producer_config(brokers, kafka)
-            .create()
-            .map_err(|error| {
-                StartError::new(
-                    format!("making the Kafka producer: {error}"),
-                    "correct brokers",
-                )
-            })?;
-        Ok(Broker {
-            brokers: brokers.to_vec(),
-            kafka: kafka.clone(),
-            producer: Arc::new(Mutex::new(producer)),
-        })
-    }
-
-    fn producer(&self) -> FutureProducer {
-        self.producer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// After a fatal error an idempotent producer refuses everything: only a new one helps.
-    fn replace_if_fatal(&self) {
-        let Some((code, cause)) = self.producer().client().fatal_error() else {
-            return;
-        };
-        tracing::error!(kafka.code = ?code, error = %cause, "producer failed for good, making a new one");
-        match kafka::producer_config(&self.brokers, &self.kafka).create() {
-            Ok(fresh) => *self.producer.lock().unwrap_or_else(PoisonError::into_inner) = fresh,
-            Err(error) => tracing::error!(error = %error, "no new producer"),
-        }
-    }
-
-    /// `ok`, or what readiness should say about the broker.
-    pub(crate) async fn state(&self) -> String {
-        let (producer, topic) = (self.producer(), self.kafka.topic.clone());
-        let asked = tokio::task::spawn_blocking(move || {
-            kafka::topic_state(&producer, &topic, Duration::from_secs(1))
-        });
-        asked.await.unwrap_or_else(|_| "unknown".into())
-    }
-}
-
-/// Starts the relay, which has a connection of its own; a database that is silent for longer than `bound` is given up.
-pub(crate) fn start(db: Pool, broker: Broker, config: OutboxConfig, relay: Relay, tasks: &Tasks) {
-    LazyLock::force(&SENT);
-    LazyLock::force(&BACKLOG);
-    let stopping = tasks.stopping();
-    tasks.worker_thread("relay", async move {
-        let mut watched = None;
-        loop {
-            let began = Instant::now();
-            let watch = watched.is_none_or(|last| began - last >= WATCH_EVERY);
-            let sent = step(&db, &broker, &config, &stopping, watch).await;
-            if watch {
-                watched = Some(began);
-            }
-            let pause = match sent {
-                Ok(sent) if sent > 0 && !stopping.is_cancelled() => {
-                    if sent < config.batch.unsigned_abs() {
-                        tokio::select! {
-                            () = stopping.cancelled() => {}
-                            () = tokio::time::sleep_until(began + PACE) => {}
-                        }
-                    }
-                    continue;
-                }
-                Ok(_) => config.poll_interval,
-                Err(error) => {
-                    tracing::warn!(error = %format!("{error:#}"), "events were not sent, trying again");
-                    config.poll_interval * 2
-                }
-            };
-            tokio::select! {
-                biased;
-                // what was committed before the stop is sent by the step above, or by the next start
-                () = stopping.cancelled() => return Ok(()),
-                () = relay.0.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    });
-}
-
+/// The least that a lease lasts: a relay that died is missed so long.
+const LEASE: Duration = Duration::from_secs(10);
+/// Between two renewals while the broker is waited for.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// What the reports of a batch that was given up may take.
+const REPORTS: Duration = Duration::from_secs(2);
+/// How long a stopping process still waits for the broker: it may be the broker that is away.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 /// Between the starts of two steps that send less than a whole batch: each costs a transaction and a flush of the log, which
 /// orders wait for too. The first event after a pause leaves at once.
 const PACE: Duration = Duration::from_millis(20);
 /// Between two looks at how much waits.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
-async fn step(
-    db: &Pool,
-    broker: &Broker,
-    config: &OutboxConfig,
-    stopping: &CancellationToken,
-    watch: bool,
-) -> anyhow::Result<u64> {
-    let work = async |db: &mut PgConnection| {
-        let sent = forward(db, broker, config, stopping).await;
+/// Starts the relay, which has a connection of its own; a database that is silent for longer than `bound` is given up.
+pub(crate) fn start(
+    db: Pool,
+    bound: Duration,
+    broker: Broker,
+    config: OutboxConfig,
+    relay: Relay,
+    tasks: &Tasks,
+) {
+    LazyLock::force(&SENT);
+    LazyLock::force(&BACKLOG);
+    let worker = Worker {
+        lease: lease(config.broker_timeout, bound),
+        leased: Leased {
+            db,
+            holder: Uuid::new_v4(),
+        },
+        broker,
+        config,
+        stopping: tasks.stopping(),
+    };
+    tasks.worker_thread("relay", worker.run(relay));
+}
+
+/// How long the lease is: from the statement that takes it, it outlasts the rest of that transaction (`bound`), the wait for
+/// the broker and the reports of a batch that is given up. So two relays send at once only if one was frozen, or if the
+/// server forgot the lease in a crash, and no clock but the database's is asked.
+fn lease(broker_timeout: Duration, bound: Duration) -> Duration {
+    LEASE.max(bound + broker_timeout + REPORTS)
+}
+
+struct Worker {
+    leased: Leased,
+    lease: Duration,
+    broker: Broker,
+    config: OutboxConfig,
+    stopping: CancellationToken,
+}
+
+/// The database as the relay that has this name sees it.
+struct Leased {
+    db: Pool,
+    holder: Uuid,
+}
+
+impl Worker {
+    async fn run(mut self, relay: Relay) -> anyhow::Result<()> {
+        let mut watched = None;
+        loop {
+            let began = Instant::now();
+            let watch = watched.is_none_or(|last| began - last >= WATCH_EVERY);
+            let sent = self.step(watch).await;
+            if watch {
+                watched = Some(began);
+            }
+            let pause = match sent {
+                Ok(sent) if sent > 0 && !self.stopping.is_cancelled() => {
+                    if sent < self.config.batch.unsigned_abs() {
+                        tokio::select! {
+                            () = self.stopping.cancelled() => {}
+                            () = tokio::time::sleep_until(began + PACE) => {}
+                        }
+                    }
+                    continue;
+                }
+                Ok(_) => self.config.poll_interval,
+                Err(error) => {
+                    tracing::warn!(error = %format!("{error:#}"), "events were not sent, trying again");
+                    self.config.poll_interval * 2
+                }
+            };
+            tokio::select! {
+                biased;
+                // what was committed before the stop is sent by the step above, or by the next start
+                () = self.stopping.cancelled() => break,
+                () = relay.0.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        // another replica takes over at once
+        if let Err(error) = self.leased.extend(Duration::ZERO).await {
+            tracing::debug!(error = %error, "the lease was not given back, it lapses by itself");
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, watch: bool) -> anyhow::Result<u64> {
+        let sent = self.forward().await;
         // also when the broker is away: that is when somebody looks at the figures
         if watch {
-            watch_backlog(db, config.batch).await?;
+            self.leased.watch_backlog(self.config.batch).await?;
         }
         sent
-    };
-    db.with_connection(work).await.map_err(anyhow::Error::from)
-}
-
-/// Sends one batch; returns how many events left the outbox. The transaction stays open while the broker acknowledges,
-/// bounded: its lock is what keeps a second relay from sending the same rows.
-async fn forward(
-    db: &mut PgConnection,
-    broker: &Broker,
-    config: &OutboxConfig,
-    stopping: &CancellationToken,
-) -> anyhow::Result<u64> {
-    let mut tx = db.begin().await?;
-    if !store::try_lock_relay(&mut tx, config.broker_timeout * 2).await? {
-        tx.rollback().await?;
-        return Ok(0);
     }
-    let rows = store::read_oldest(&mut tx, config.batch).await?;
-    if rows.is_empty() {
-        tx.rollback().await?;
-        return Ok(0);
-    }
-    // a span only for what is sent: an idle relay looks twice a second
-    let span = tracing::info_span!("outbox.forward", batch.size = rows.len());
-    carry(tx, broker, &rows, give_up(config.broker_timeout, stopping))
-        .instrument(span)
-        .await
-}
 
-async fn carry(
-    mut tx: Tx<'_>,
-    broker: &Broker,
-    rows: &[OutboxRow],
-    give_up: impl Future<Output = ()>,
-) -> anyhow::Result<u64> {
-    CrashPoint::EventsProducing.pass();
-    let (sent, failure) = send(broker, rows, give_up).await;
-    let deleted = if sent.is_empty() {
-        0
-    } else {
-        CrashPoint::EventsAcknowledged.pass();
-        store::delete_sent(&mut tx, &sent).await?
-    };
-    CrashPoint::EventsDeleting.pass();
-    tx.commit().await?;
-    CrashPoint::EventsDeleted.pass();
-    SENT.inc_by(deleted);
-    match failure {
-        Some(cause) if deleted == 0 => Err(anyhow::anyhow!(cause)),
-        _ => Ok(deleted),
+    /// Sends one batch; returns how many events left the outbox. No transaction is open while the broker acknowledges.
+    async fn forward(&mut self) -> anyhow::Result<u64> {
+        let rows = self.leased.read(self.lease, self.config.batch).await?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        // a span only for what is sent: an idle relay looks twice a second
+        let span = tracing::info_span!("outbox.forward", batch.size = rows.len());
+        self.carry(&rows).instrument(span).await
+    }
+
+    async fn carry(&mut self, rows: &[OutboxRow]) -> anyhow::Result<u64> {
+        CrashPoint::EventsProducing.pass();
+        let (sent, failure) = self.send(rows).await;
+        let deleted = if sent.is_empty() {
+            0
+        } else {
+            CrashPoint::EventsAcknowledged.pass();
+            self.leased.delete(&sent).await?
+        };
+        SENT.inc_by(deleted);
+        match failure {
+            Some(cause) if deleted == 0 => Err(anyhow::anyhow!(cause)),
+            _ => Ok(deleted),
+        }
+    }
+
+    /// Sends the rows, and keeps the lease until every one of them has its report: see [`broker::send`].
+    async fn send(&mut self, rows: &[OutboxRow]) -> (Vec<i64>, Option<String>) {
+        let (reported, lost) = (CancellationToken::new(), CancellationToken::new());
+        let give_up = give_up(self.config.broker_timeout, &self.stopping, &lost);
+        let sending = async {
+            let sent = broker::send(&self.broker, rows, give_up).await;
+            reported.cancel();
+            sent
+        };
+        let (sent, ()) = tokio::join!(sending, self.leased.keep(self.lease, &reported, &lost));
+        sent
     }
 }
 
-/// How long a stopping process still waits for the broker: it may be the broker that is away.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+impl Leased {
+    async fn read(&mut self, lease: Duration, batch: i64) -> pg::Result<Vec<OutboxRow>> {
+        let holder = self.holder;
+        let work = async |db: &mut PgConnection| {
+            let mut tx = db.begin().await?;
+            let rows = if store::try_lock_relay(&mut tx).await? {
+                store::read_leased(&mut tx, holder, lease, batch).await?
+            } else {
+                Vec::new()
+            };
+            tx.commit().await?;
+            Ok(rows)
+        };
+        self.db.with_connection(work).await
+    }
 
-/// Resolves when the broker has had its time.
-async fn give_up(bound: Duration, stopping: &CancellationToken) {
+    async fn extend(&mut self, lease: Duration) -> pg::Result<bool> {
+        let holder = self.holder;
+        let work = async |db: &mut PgConnection| store::extend_lease(db, holder, lease).await;
+        self.db.repeatable(work).await
+    }
+
+    /// Renews the lease until `reported`; says it is `lost` when another relay has taken over.
+    async fn keep(
+        &mut self,
+        lease: Duration,
+        reported: &CancellationToken,
+        lost: &CancellationToken,
+    ) {
+        loop {
+            tokio::select! {
+                biased;
+                () = reported.cancelled() => return,
+                () = tokio::time::sleep(RENEW_EVERY) => {}
+            }
+            match self.extend(lease).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::warn!("another relay has taken the lease");
+                    return lost.cancel();
+                }
+                // it outlasts the batch all the same, and what deletes the batch will say that the database is away
+                Err(error) => tracing::debug!(error = %error, "the lease was not renewed"),
+            }
+        }
+    }
+
+    async fn delete(&mut self, sent: &[i64]) -> pg::Result<u64> {
+        let work = async |db: &mut PgConnection| {
+            let mut tx = db.begin().await?;
+            let deleted = store::delete_sent(&mut tx, sent).await?;
+            CrashPoint::EventsDeleting.pass();
+            tx.commit().await?;
+            CrashPoint::EventsDeleted.pass();
+            Ok(deleted)
+        };
+        self.db.with_connection(work).await
+    }
+
+    async fn watch_backlog(&mut self, batch: i64) -> pg::Result<()> {
+        let work = async |db: &mut PgConnection| store::read_backlog(db, batch.max(10_000)).await;
+        let (rows, age) = self.db.repeatable(work).await?;
+        BACKLOG.0.set(rows);
+        BACKLOG.1.set(age);
+        Ok(())
+    }
+}
+
+/// Resolves when the broker has had its time, or when the events are another relay's to send.
+async fn give_up(bound: Duration, stopping: &CancellationToken, lost: &CancellationToken) {
     tokio::select! {
         () = tokio::time::sleep(bound) => {}
+        () = lost.cancelled() => {}
         () = async { stopping.cancelled().await; tokio::time::sleep(LAST_WAIT).await } => {}
     }
-}
-
-/// Sends the rows and returns the ids that may be deleted: all, or per order what precedes its first failure, so that
-/// what follows a gap is sent again behind it.
-async fn send(
-    broker: &Broker,
-    rows: &[OutboxRow],
-    give_up: impl Future<Output = ()>,
-) -> (Vec<i64>, Option<String>) {
-    let producer = broker.producer();
-    let mut give_up = pin!(give_up.fuse());
-    let mut failure = None;
-    let mut reports: Vec<Option<(DeliveryFuture, Span)>> = Vec::with_capacity(rows.len());
-    for row in rows {
-        let queued = if failure.is_some() {
-            None
-        } else {
-            enqueue(&producer, &broker.kafka.topic, row, &mut failure)
-        };
-        reports.push(queued);
-    }
-    CrashPoint::EventsProduced.pass();
-    let mut arrived = Vec::with_capacity(rows.len());
-    for report in reports {
-        arrived.push(match report {
-            None => false,
-            Some((report, span)) => {
-                let arrived = acknowledged(&producer, report, give_up.as_mut(), &mut failure).await;
-                if !arrived {
-                    span.record("otel.status_code", "ERROR");
-                }
-                arrived
-            }
-        });
-    }
-    if failure.is_some() {
-        broker.replace_if_fatal();
-    }
-    let mut broken = HashSet::new();
-    let mut sent = Vec::with_capacity(rows.len());
-    for (row, arrived) in rows.iter().zip(arrived) {
-        if !arrived {
-            broken.insert(row.order);
-        } else if !broken.contains(&row.order) {
-            sent.push(row.id);
-        }
-    }
-    (sent, failure)
-}
-
-fn enqueue(
-    producer: &FutureProducer,
-    topic: &str,
-    row: &OutboxRow,
-    failure: &mut Option<String>,
-) -> Option<(DeliveryFuture, Span)> {
-    let (key, payload) = (row.order.0.to_string(), event::payload(row));
-    let span = sending(topic, row);
-    let own = span.in_scope(telemetry::traceparent);
-    // a trace that nobody records is passed on as it came
-    let traceparent = own.as_deref().filter(|_| !span.is_none());
-    let headers = kafka::headers(traceparent.or(row.traceparent.as_deref()));
-    let record = FutureRecord::to(topic)
-        .key(&key)
-        .payload(&payload)
-        .headers(headers);
-    match producer.send_result(record) {
-        Ok(report) => Some((report, span)),
-        Err((error, _)) => {
-            *failure = Some(format!("queueing an event: {error}"));
-            None
-        }
-    }
-}
-
-/// The span of one event on its way, part of the trace of whatever caused it, if that is recorded; the consumer's links to
-/// it.
-fn sending(topic: &str, row: &OutboxRow) -> Span {
-    if !row
-        .traceparent
-        .as_deref()
-        .is_some_and(telemetry::is_sampled)
-    {
-        return Span::none();
-    }
-    let span = tracing::info_span!(parent: None, "outbox.send", otel.name = format!("{topic} send"), otel.kind = "producer",
-        otel.status_code = Empty, order.id = row.order.0, user.id = row.user, event.sequence = row.sequence);
-    if let Some(traceparent) = &row.traceparent {
-        telemetry::set_parent(&span, traceparent);
-    }
-    span
-}
-
-/// Waits for one report. The first failure, or the bound, purges what the producer still holds: every other report then
-/// comes at once, and nothing is sent behind our back.
-async fn acknowledged(
-    producer: &FutureProducer,
-    mut report: DeliveryFuture,
-    give_up: impl Future<Output = ()>,
-    failure: &mut Option<String>,
-) -> bool {
-    let outcome = tokio::select! {
-        biased;
-        outcome = &mut report => outcome,
-        () = give_up => {
-            failure.get_or_insert_with(|| "no acknowledgement in time".into());
-            purge(producer);
-            report.await
-        }
-    };
-    match outcome {
-        Ok(Ok(_)) => true,
-        Ok(Err((error, _))) => {
-            if failure.is_none() {
-                *failure = Some(format!("sending an event: {error}"));
-                purge(producer);
-            }
-            false
-        }
-        Err(_) => {
-            failure.get_or_insert_with(|| "the producer went away".into());
-            false
-        }
-    }
-}
-
-fn purge(producer: &FutureProducer) {
-    producer.purge(PurgeConfig::default().queue().inflight());
-    // purged messages report at the next poll
-    producer.flush(Timeout::After(Duration::ZERO)).ok();
-}
-
-async fn watch_backlog(db: &mut PgConnection, most: i64) -> sqlx::Result<()> {
-    let (rows, age) = store::read_backlog(db, most.max(10_000)).await?;
-    BACKLOG.0.set(rows);
-    BACKLOG.1.set(age);
-    Ok(())
 }
 
 static SENT: LazyLock<IntCounter> = LazyLock::new(|| {
@@ -387,3 +283,16 @@ static BACKLOG: LazyLock<(IntGauge, Gauge)> = LazyLock::new(|| {
     );
     (registered(rows), registered(age))
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lease_outlasts_reading_waiting_and_the_last_reports() {
+        let seconds = Duration::from_secs;
+        assert_eq!(lease(seconds(1), seconds(4)), seconds(10));
+        assert_eq!(lease(seconds(10), seconds(4)), seconds(16));
+        assert!(lease(seconds(1), seconds(4)) > 3 * RENEW_EVERY);
+    }
+}

@@ -1,9 +1,12 @@
 //! What is on sale, and deliveries: all lines or none, and the same delivery once.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use platform::pg::{Database, Db as PgConnection, Pool};
+use platform::{
+    command::{self, Access},
+    pg::{Database, Db as PgConnection, Pool},
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -62,6 +65,7 @@ pub async fn receive_file(
     config: &Config,
     file: &Path,
     delivery_id: Option<String>,
+    wait: Duration,
 ) -> anyhow::Result<String> {
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let rows = read_rows(&text).with_context(|| format!("reading {}", file.display()))?;
@@ -89,7 +93,8 @@ pub async fn receive_file(
             anyhow::anyhow!("{}: {}", file.display(), all.join("; "))
         },
     )?;
-    let pool = Database::of_any_schema("loms", &config.postgres)?.pool("loms-stock", 1)?;
+    command::wait_for_database(&config.postgres, "loms-stock", Access::Write, wait).await?;
+    let pool = Database::of_any_schema("loms", &config.postgres)?.pool("loms-stock", 1);
     let again = receive(&pool, &delivery)
         .await
         .map_err(crate::error::explain)?;

@@ -4,6 +4,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod keys;
+pub(crate) mod online;
 pub(crate) mod orders;
 pub(crate) mod outbox;
 pub(crate) mod placement;

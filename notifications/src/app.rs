@@ -5,8 +5,8 @@ use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use platform::{
     error::StartError,
     grpc::Guard,
-    http,
-    pg::{self, Database, Pool},
+    http, migrate,
+    pg::{Database, Pool},
     process,
     readiness::Readiness,
     server::{Doors, Server},
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, inbox::Inbox,
+    store::online::ONLINE,
 };
 
 /// The name that ports, metrics and traces know it by.
@@ -46,10 +47,10 @@ impl App {
     pub async fn bind(config: Config) -> Result<App, StartError> {
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
-        let pool = database.pool(SERVICE, config.postgres.max_connections)?;
+        let pool = database.pool(SERVICE, config.postgres.max_connections);
         // callers cannot take the connections that saving and telling need
-        let saving = database.pool("notifications-inbox", 1)?;
-        let telling = database.pool("notifications-delivery", 1)?;
+        let saving = database.pool("notifications-inbox", 1);
+        let telling = database.pool("notifications-delivery", 1);
         let saved = Arc::new(Notify::new());
         let dead_letters = DeadLetters::new(
             &config.brokers,
@@ -119,9 +120,9 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
     ended
 }
 
-/// Applies what is missing of the schema.
-pub async fn migrate(config: &Config) -> Result<(), StartError> {
-    pg::migrate(&config.postgres, &MIGRATOR).await
+/// Applies what is missing of the schema, on a database that has been away for at most `wait`.
+pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    migrate::migrate(&config.postgres, &MIGRATOR, &ONLINE, wait).await
 }
 
 fn doors(config: &Config, pool: Pool) -> Doors {

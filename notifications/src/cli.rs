@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use notifications::{app, config::Config, replay};
 use platform::{
+    command::WaitArgs,
     config::load,
     process::{ConfigArgs, ServeArgs},
 };
@@ -23,8 +24,8 @@ pub(crate) struct Cli {
 enum Command {
     /// Serve until stopped (the default)
     Serve(ServeArgs),
-    /// Bring the database's schema up to date
-    Migrate,
+    /// Bring the database's schema up to date, while the service works on it
+    Migrate(WaitArgs),
     /// What could not be saved
     DeadLetters {
         #[command(subcommand)]
@@ -61,7 +62,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let config = load(cli.config.config.as_deref())?;
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => app::serve(config, args.stop_on_stdin_close).await?,
-        Command::Migrate => app::migrate(&config).await?,
+        Command::Migrate(WaitArgs { wait }) => app::migrate(&config, wait).await?,
         Command::DeadLetters { command } => match command {
             DeadLettersCommand::List(args) => list(&config, &args).await?,
             DeadLettersCommand::Replay { limit } => {

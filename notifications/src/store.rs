@@ -1,5 +1,7 @@
 //! Every SQL statement of the service, a function each. Callers own transactions.
 
+pub(crate) mod online;
+
 use platform::pg::Db as PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;

@@ -2,6 +2,7 @@
 //! shows what it does and stops. What only one service uses lives in that service.
 
 pub mod client;
+pub mod command;
 pub mod config;
 mod docs;
 mod drain;
@@ -13,6 +14,7 @@ mod json;
 pub mod kafka;
 mod listen;
 mod log;
+pub mod migrate;
 pub mod pg;
 pub mod process;
 pub mod readiness;

@@ -1,13 +1,11 @@
-//! PostgreSQL: connections whose every wait has a bound, migrations, and what an error means for the one who must react.
+//! PostgreSQL: connections whose every wait has a bound, and what an error means for the one who must react.
 
 mod database;
 mod db;
 mod error;
 mod pool;
 
-use std::time::Duration;
-
-use sqlx::{ConnectOptions as _, migrate::Migrator};
+use sqlx::{migrate::Migrator, postgres::PgConnectOptions};
 
 pub use self::{
     database::{Database, State},
@@ -20,38 +18,13 @@ use crate::{config::PostgresConfig, error::StartError};
 /// What stores' callers get.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Applies what is not applied yet, over one direct connection.
-///
-/// # Errors
-/// No connection, or a migration that fails.
-pub async fn migrate(
+/// How a command connects by itself.
+pub(crate) fn connect_options(
     config: &PostgresConfig,
-    migrator: &Migrator,
-) -> std::result::Result<(), StartError> {
-    // a migration may rewrite a table: its statements have no bound, waiting for a lock does
-    let options = database::connect_options(config)?
-        .application_name("migrate")
-        .options([("lock_timeout", config.lock_timeout.as_millis().to_string())]);
-    let server = format!("{}:{}", options.get_host(), options.get_port());
-    let connecting = tokio::time::timeout(CONNECT_BOUND, options.connect()).await;
-    let connecting = connecting.map_err(|_| format!("no answer within {CONNECT_BOUND:?}"));
-    let connected = connecting.and_then(|made| made.map_err(|error| error.to_string()));
-    let mut connection = connected.map_err(|cause| {
-        StartError::new(
-            format!("connecting to PostgreSQL at {server}: {cause}"),
-            "start it, or correct postgres.connection_string",
-        )
-    })?;
-    migrator.run(&mut connection).await.map_err(|error| {
-        StartError::new(
-            format!("migrating {server}: {error}"),
-            "the schema is as it was before this migration",
-        )
-    })
+    application: &str,
+) -> std::result::Result<PgConnectOptions, StartError> {
+    Ok(database::connect_options(config)?.application_name(application))
 }
-
-/// A name that resolves slowly and a server that is starting get this long.
-const CONNECT_BOUND: Duration = Duration::from_secs(10);
 
 /// One connection, for a command that does one thing.
 ///

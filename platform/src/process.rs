@@ -9,7 +9,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::error::StartError;
+use crate::{
+    command::{EXIT_UNAVAILABLE, Unavailable},
+    error::StartError,
+};
 
 /// Of every process that links this crate: a call makes and frees hundreds of small things, on every thread.
 #[global_allocator]
@@ -34,7 +37,8 @@ pub struct ServeArgs {
 /// Exit code for a configuration or start problem: EX_USAGE of sysexits.h.
 pub const EXIT_CONFIG: u8 = 64;
 
-/// Runs a command to its end. A [`StartError`] is one line on stderr and exit code 64, any other error exit code 1.
+/// Runs a command to its end. A [`StartError`] is one line on stderr and exit code 64, [`Unavailable`] exit code 69, any
+/// other error exit code 1.
 pub fn main<F: Future<Output = anyhow::Result<ExitCode>>>(
     service: &'static str,
     command: impl FnOnce() -> F,
@@ -58,6 +62,8 @@ pub fn main<F: Future<Output = anyhow::Result<ExitCode>>>(
             eprintln!("{service}: {error:#}");
             if error.downcast_ref::<StartError>().is_some() {
                 ExitCode::from(EXIT_CONFIG)
+            } else if error.downcast_ref::<Unavailable>().is_some() {
+                ExitCode::from(EXIT_UNAVAILABLE)
             } else {
                 ExitCode::FAILURE
             }

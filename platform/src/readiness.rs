@@ -17,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    error::StartError,
     pg::{self, Database, Pool, State},
     tasks::Tasks,
 };
@@ -109,16 +108,13 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Keeps what is known up to date, and grpc.health.v1 at what `/readyz` would say; not serving until that is known. A caller
 /// who asks before the first check must not hear that the service is unknown, nor that all is well.
-///
-/// # Errors
-/// The database's pool cannot be built.
 pub(crate) async fn watch(
     tasks: &Tasks,
     readiness: Readiness,
     health: Arc<Health>,
     reporter: HealthReporter,
     name: &'static str,
-) -> Result<(), StartError> {
+) {
     set(&reporter, name, false).await;
     for (index, (note, check)) in readiness.notes.into_iter().enumerate() {
         locked(&health.notes).push((note, UNKNOWN.to_owned()));
@@ -137,7 +133,7 @@ pub(crate) async fn watch(
     }
     let database = readiness.database;
     // one of its own: callers who use up theirs say nothing about the database
-    let connection = database.pool(database.service(), 1)?;
+    let connection = database.pool(database.service(), 1);
     let stopping = tasks.stopping();
     tasks.worker("health", async move {
         let (mut was, mut ticks) = (None, ticks());
@@ -154,7 +150,6 @@ pub(crate) async fn watch(
         connection.close();
         Ok(())
     });
-    Ok(())
 }
 
 fn ticks() -> Interval {
@@ -226,7 +221,7 @@ mod tests {
         // nothing else runs in this thread: the watcher has not looked yet
         let readiness = Readiness::new(database);
         let watching = watch(&tasks, readiness, health, reporter, "loms.Loms");
-        watching.await.unwrap();
+        watching.await;
         for name in ["", "loms.Loms"] {
             let request = HealthCheckRequest {
                 service: name.into(),

@@ -91,7 +91,7 @@ impl Server {
         let health = Arc::new(Health::new());
         let closing = CancellationToken::new();
         let (name, guard) = (doors.name, doors.guard);
-        readiness::watch(&tasks, readiness, health.clone(), reporter.clone(), name).await?;
+        readiness::watch(&tasks, readiness, health.clone(), reporter.clone(), name).await;
 
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
         // the last of it is for the traces, after everything that makes some

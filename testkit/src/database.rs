@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use platform::{config::PostgresConfig, pg};
+use platform::{config::PostgresConfig, migrate};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use sqlx::{Connection as _, PgConnection, PgPool, migrate::Migrator, postgres::PgPoolOptions};
@@ -125,7 +125,7 @@ async fn template(
         owner::create_database(admin, &raw, service, None).await?;
         let url = owner::owner_url(server, service, &raw)?;
         let config: PostgresConfig = serde_json::from_value(json!({"connection_string": url}))?;
-        pg::migrate(&config, migrator).await?;
+        migrate::migrate(&config, migrator, &[], Duration::ZERO).await?;
         let rename = format!("ALTER DATABASE {raw} RENAME TO {name}");
         sqlx::query(sqlx::AssertSqlSafe(rename))
             .execute(&mut *admin)

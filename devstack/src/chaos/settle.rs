@@ -17,9 +17,9 @@ use super::{
     facts::{Lines, PurchaseFact},
     log::Topics,
     shoppers::purchase,
-    snapshot::{connect, rows},
+    snapshot::rows,
 };
-use crate::stack::Stack;
+use crate::{postgres::connect, stack::Stack};
 
 const LOOK: Duration = Duration::from_millis(250);
 /// Who asks again, at once.

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use sqlx::{Connection as _, FromRow, PgConnection, postgres::PgRow};
+use sqlx::{FromRow, PgConnection, postgres::PgRow};
 
 use super::{
     facts::{Lines, Status},
     log::{Log, Topics},
 };
-use crate::stack::Stack;
+use crate::{postgres::connect, stack::Stack};
 
 /// Everything there is.
 #[derive(Debug, Clone, Default)]
@@ -228,13 +228,6 @@ impl Stock {
         }
         Ok(stock)
     }
-}
-
-/// A connection to the database of a service.
-pub(super) async fn connect(url: &str) -> Result<PgConnection> {
-    PgConnection::connect(url)
-        .await
-        .context("connect to a service's database")
 }
 
 /// What a statement returns, of any shape.

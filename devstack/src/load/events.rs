@@ -15,7 +15,7 @@ use rdkafka::{
     util::Timeout,
 };
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use super::{
@@ -24,6 +24,7 @@ use super::{
     measure::{self, Caller, Figures},
     target::{Target, until_none},
 };
+use crate::postgres::connect;
 
 const USERS: i64 = 10_000;
 const MESSAGES: i64 = 1_000_000;
@@ -47,7 +48,7 @@ pub(super) async fn save_and_show(
     let stack = target
         .stack_mut()
         .context("events need a stack of our own")?;
-    let mut db = PgConnection::connect(stack.database("notifications")?).await?;
+    let mut db = connect(stack.database("notifications")?).await?;
     fill(&mut db).await?;
     stack.wait_for_consumer().await?;
     stack.parts().0[0].kill().await?;

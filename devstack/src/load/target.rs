@@ -10,13 +10,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use proto::loms::loms_client::LomsClient;
 use serde_json::Value;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::skus::Skus;
 use crate::{
     ports::Reserved,
+    postgres::connect,
     service::Service,
     stack::{Options, Stack, merge},
 };
@@ -179,7 +180,7 @@ impl Target {
         let Some(stack) = self.own_loms() else {
             return Ok(None);
         };
-        Ok(Some(PgConnection::connect(stack.database("loms")?).await?))
+        Ok(Some(connect(stack.database("loms")?).await?))
     }
 
     /// Resident memory of the service that is called, in MiB: its peak, from Linux's `VmHWM`.

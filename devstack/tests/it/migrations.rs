@@ -1,4 +1,5 @@
-//! `make migration` starts the next migration of a service, or says what is wrong with its name.
+//! `make migration` starts the next migration of a service, or says what is wrong with its name; CI says what is wrong with
+//! what it does.
 
 use std::{fs, path::Path};
 
@@ -66,4 +67,63 @@ async fn what_is_wrong_is_said_and_nothing_is_written() {
         assert!(said.contains(expected), "{said}");
     }
     assert_eq!(fs::read_dir(loms).unwrap().count(), 0);
+}
+
+/// Files beyond the released ones, each in a folder of its own with those before it, and what is said of the last.
+#[tokio::test]
+async fn a_migration_that_would_keep_calls_waiting_is_refused() {
+    const DROP: &str = "-- no-transaction\nDROP INDEX CONCURRENTLY IF EXISTS loms.stock_idx;\n";
+    const CREATE: &str =
+        "-- no-transaction\n-- why\nCREATE INDEX CONCURRENTLY stock_idx ON loms.stock (count);\n";
+    let validate = "-- no-transaction\nALTER TABLE loms.stock VALIDATE CONSTRAINT stock_fits;\n";
+    for (files, expected) in [
+        (vec![DROP, CREATE], None),
+        (vec![validate], None),
+        (
+            vec!["ALTER TABLE loms.stock ADD COLUMN place TEXT;\n"],
+            None,
+        ),
+        (vec![CREATE], Some("the file before it is")),
+        (
+            vec![
+                DROP,
+                "CREATE INDEX CONCURRENTLY stock_idx ON loms.stock (count);\n",
+            ],
+            Some("begins `-- no-transaction`"),
+        ),
+        (
+            vec!["ALTER TABLE loms.stock VALIDATE CONSTRAINT stock_fits;\n"],
+            Some("begins `-- no-transaction`"),
+        ),
+        (
+            vec!["-- no-transaction\nSELECT 1; SELECT 2;\n"],
+            Some("one statement"),
+        ),
+        (
+            vec![
+                DROP,
+                "-- no-transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS stock_idx ON loms.stock (count);\n",
+            ],
+            Some("no IF NOT EXISTS"),
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for service in ["checkout", "loms", "notifications"] {
+            fs::create_dir(dir.path().join(service)).unwrap();
+        }
+        for (file, version) in files.iter().zip(10..) {
+            let name = format!("loms/00{version}_do_this.sql");
+            fs::write(dir.path().join(name), file).unwrap();
+        }
+        let mut command = Command::new(root().join(".ci/online"));
+        let ended = command.arg("rules").arg(dir.path()).output().await.unwrap();
+        let said = String::from_utf8(ended.stdout).unwrap();
+        match expected {
+            None => assert!(ended.status.success(), "{files:?}: {said}"),
+            Some(expected) => {
+                assert_eq!(ended.status.code(), Some(1), "{files:?}");
+                assert!(said.contains(expected), "{said}");
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use platform::pg::Db as PgConnection;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::status;
 use crate::order::{OrderId, Status};
@@ -19,31 +20,45 @@ pub(crate) struct OutboxRow {
     pub(crate) at: OffsetDateTime,
 }
 
-/// "LOMS relay" in ASCII, cut to 63 bits: the advisory lock that one relay holds at a time.
+/// "LOMS rel" in ASCII: the advisory lock that a relay of the release before holds while it sends.
 const RELAY_LOCK: i64 = 0x4c4f_4d53_2072_656c;
 
-/// Becomes the relay for this transaction, unless another process is, and lets it wait so long for the broker: for
-/// PostgreSQL it is idle meanwhile.
-pub(crate) async fn try_lock_relay(db: &mut PgConnection, idle: Duration) -> sqlx::Result<bool> {
+/// Whether no relay of the release before is sending; until this transaction ends none begins. Shared, so that relays of
+/// this release are not in each other's way. Their lease is kept without waiting for the log to be flushed, or for a
+/// standby: a server that forgets it in a crash lets two relays send at once, and that is harmless (see migration 10).
+pub(crate) async fn try_lock_relay(db: &mut PgConnection) -> sqlx::Result<bool> {
     let row = sqlx::query!(
-        r#"SELECT pg_try_advisory_xact_lock($1) AS "won!",
-                  set_config('idle_in_transaction_session_timeout', $2, TRUE)"#,
-        RELAY_LOCK,
-        idle.as_millis().to_string()
+        r#"SELECT pg_try_advisory_xact_lock_shared($1) AS "won!",
+                  set_config('synchronous_commit', 'off', TRUE)"#,
+        RELAY_LOCK
     )
     .fetch_one(db)
     .await?;
     Ok(row.won)
 }
 
-/// The oldest events, by id: within an order that is the order of their sequence.
-pub(crate) async fn read_oldest(db: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<OutboxRow>> {
+/// Takes or renews the lease and reads the oldest events, by id: within an order that is the order of their sequence.
+/// Empty if nothing waits, or if another relay has the lease.
+pub(crate) async fn read_leased(
+    db: &mut PgConnection,
+    holder: Uuid,
+    lease: Duration,
+    limit: i64,
+) -> sqlx::Result<Vec<OutboxRow>> {
     let rows = sqlx::query!(
-        r#"SELECT o.id, o.order_id, o.sequence, o.traceparent, u.user_id, h.to_status::text AS "status!", h.at
-           FROM (SELECT id, order_id, sequence, traceparent FROM loms.outbox ORDER BY id LIMIT $1) AS o
+        r#"WITH lease AS (
+               UPDATE loms.relay SET holder = $1, leased_until = clock_timestamp() + make_interval(secs => $2)
+               WHERE holder = $1 OR leased_until <= clock_timestamp()
+               RETURNING holder
+           )
+           SELECT o.id, o.order_id, o.sequence, o.traceparent, u.user_id, h.to_status::text AS "status!", h.at
+           FROM lease
+           CROSS JOIN (SELECT id, order_id, sequence, traceparent FROM loms.outbox ORDER BY id LIMIT $3) AS o
            JOIN loms.status_change h ON h.order_id = o.order_id AND h.sequence = o.sequence
            JOIN loms.user_order u ON u.id = o.order_id
            ORDER BY o.id"#,
+        holder,
+        lease.as_secs_f64(),
         limit
     )
     .fetch_all(db)
@@ -63,7 +78,26 @@ pub(crate) async fn read_oldest(db: &mut PgConnection, limit: i64) -> sqlx::Resu
         .collect()
 }
 
-/// Deletes what the broker has, and counts it in the same commit: the audit holds the count against the history.
+/// Keeps the lease for so long from now, if nobody has taken it over; no time at all gives it back.
+pub(crate) async fn extend_lease(
+    db: &mut PgConnection,
+    holder: Uuid,
+    lease: Duration,
+) -> sqlx::Result<bool> {
+    let kept = sqlx::query!(
+        r#"UPDATE loms.relay SET leased_until = clock_timestamp() + make_interval(secs => $2)
+           WHERE holder = $1
+           RETURNING set_config('synchronous_commit', 'off', TRUE)"#,
+        holder,
+        lease.as_secs_f64()
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(kept.is_some())
+}
+
+/// Deletes what the broker has, whoever has the lease by now, and counts what was really there in the same commit: the
+/// audit holds the count against the history.
 pub(crate) async fn delete_sent(db: &mut PgConnection, ids: &[i64]) -> sqlx::Result<u64> {
     let counted = sqlx::query_scalar!(
         r#"WITH gone AS (DELETE FROM loms.outbox WHERE id = ANY($1) RETURNING id)

@@ -3,10 +3,12 @@
 use std::process::Output;
 
 use serde_json::json;
+use sqlx::ConnectOptions as _;
 
 use crate::{
     oracle,
     process::{File, run},
+    test_app::eventually,
 };
 
 /// The exit code, and what was printed where.
@@ -117,4 +119,69 @@ async fn what_cannot_be_is_one_line_and_a_code_of_its_own() {
     for command in ["serve", "migrate", "stock", "audit"] {
         assert!(help.contains(&format!("\n  {command}")), "{help}");
     }
+}
+
+#[tokio::test]
+async fn a_database_that_stays_away_is_one_line_and_69() {
+    let pool = crate::database().await;
+    let options = (*pool.connect_options()).clone();
+    let refused = options.clone().host("127.0.0.1").port(1);
+    let no_name = options.clone().host("nowhere.invalid");
+    let no_database = options.clone().database("nowhere");
+    let no_role = options.clone().username("nobody").password("wrong");
+    let stock = File::new("warehouse_id,sku,count\n1,7,2\n");
+    let receive = ["stock", "receive", stock.path(), "--wait", "300ms"];
+    let commands = [
+        &["migrate", "--wait", "300ms"][..],
+        &["audit", "--wait", "300ms"],
+        &receive,
+    ];
+    for (away, says) in [
+        (refused, "127.0.0.1:1: "),
+        (no_name, "nowhere.invalid"),
+        (no_database, "database \"nowhere\" does not exist"),
+        (no_role, "nobody"),
+    ] {
+        let postgres = json!({"connection_string": away.to_url_lossy().to_string()});
+        let config = File::config(&pool, "orders", &json!({"postgres": postgres}));
+        for command in commands {
+            let (code, printed, error) = said(&run(&config, command).await);
+            assert_eq!(
+                (code, printed.as_str()),
+                (Some(69), ""),
+                "{command:?} {error}"
+            );
+            assert_eq!(error.lines().count(), 1, "{error}");
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_only_reads_is_waited_for() {
+    let pool = testkit::empty_database("loms").await;
+    let config = File::config(&pool, "orders", &json!({}));
+    let set = |what: &str| {
+        let database = pool.connect_options().get_database().unwrap().to_owned();
+        sqlx::AssertSqlSafe(format!("ALTER DATABASE \"{database}\" {what}"))
+    };
+    let read_only = set("SET default_transaction_read_only = on");
+    sqlx::raw_sql(read_only).execute(&pool).await.unwrap();
+    let (code, _, error) = said(&run(&config, &["migrate", "--wait", "300ms"]).await);
+    assert_eq!(code, Some(69), "{error}");
+    assert!(error.contains("read-only"), "{error}");
+    let sessions = "SELECT coalesce(sum(sessions), 0)::bigint FROM pg_stat_database WHERE datname = current_database()";
+    let before = oracle::count(&pool, sessions).await;
+    let recover = async {
+        eventually("some tries", async || {
+            oracle::count(&pool, sessions).await >= before + 3
+        })
+        .await;
+        let reset = set("RESET default_transaction_read_only");
+        let mut tx = pool.begin_with("BEGIN READ WRITE").await.unwrap();
+        sqlx::raw_sql(reset).execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let (migrated, ()) = tokio::join!(run(&config, &["migrate"]), recover);
+    assert_eq!(said(&migrated), (Some(0), String::new(), String::new()));
 }

@@ -89,6 +89,8 @@ async fn aborted_at_each_crash_point() {
         }
         let ended = process.ended().await;
         assert_eq!(ended.signal(), Some(SIGABRT), "{point:?}: {ended:?}");
+        // the next one would wait until it has lapsed: seconds, each time
+        oracle::run(&pool, "UPDATE loms.relay SET leased_until = 'epoch'").await;
     }
     let (last, traders) = (Process::start(&config).await, traders.expect("some"));
     traders.reconnect(last.client());

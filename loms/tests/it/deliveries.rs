@@ -1,6 +1,6 @@
 //! Stock that arrives: all lines or none, and the same delivery once, over gRPC and from a file.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use futures::future::join_all;
 use serde_json::json;
@@ -111,7 +111,8 @@ async fn a_file_is_received_whole_or_not_at_all() {
     let config = config(&pool, json!({}));
     let receive = async |text: &str, id: Option<&str>| {
         let file = File::new(text);
-        let said = loms::receive_file(&config, &file.0, id.map(str::to_owned)).await;
+        let said =
+            loms::receive_file(&config, &file.0, id.map(str::to_owned), Duration::ZERO).await;
         said.map_err(|error| format!("{error:#}"))
     };
     let units = "SELECT coalesce(sum(count), 0)::bigint FROM loms.stock";
@@ -147,13 +148,18 @@ async fn a_file_is_received_whole_or_not_at_all() {
 
     // without an id the same file is one delivery
     let file = File::new("warehouse_id,sku,count\n3,7,4\n");
-    let first = loms::receive_file(&config, &file.0, None).await.unwrap();
-    let again = loms::receive_file(&config, &file.0, None).await.unwrap();
+    let first = loms::receive_file(&config, &file.0, None, Duration::ZERO)
+        .await
+        .unwrap();
+    let again = loms::receive_file(&config, &file.0, None, Duration::ZERO)
+        .await
+        .unwrap();
     assert!(
         first.contains("4 units") && again.contains("before"),
         "{first}; {again}"
     );
     assert_eq!(oracle::count(&pool, units).await, 10);
-    let missing = loms::receive_file(&config, &PathBuf::from("nowhere.csv"), None).await;
+    let missing =
+        loms::receive_file(&config, &PathBuf::from("nowhere.csv"), None, Duration::ZERO).await;
     assert!(format!("{:#}", missing.unwrap_err()).contains("nowhere.csv"));
 }

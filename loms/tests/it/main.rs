@@ -42,11 +42,13 @@ mod plans;
 mod cli;
 mod crashes;
 mod limits;
+mod migrate;
 mod migrations;
 mod outages;
 #[cfg(feature = "failpoints")]
 mod panics;
 mod payments;
+mod relay;
 mod shutdown;
 mod silence;
 

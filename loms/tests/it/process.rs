@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 
 use crate::kafka;
 
-const LOMS: &str = env!("CARGO_BIN_EXE_loms");
+pub(crate) const LOMS: &str = env!("CARGO_BIN_EXE_loms");
 
 /// A file that is gone when the test is over.
 pub(crate) struct File(PathBuf);
@@ -132,6 +132,33 @@ impl Process {
     /// `kill -9`.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("it ran");
+    }
+
+    /// Sends it a signal, as `kill` names it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.pid().to_string();
+        let sent = std::process::Command::new("kill")
+            .args([signal, &pid])
+            .status();
+        assert!(sent.expect("kill").success());
+    }
+
+    /// Waits until it has stopped itself, all of it, at a point that says so.
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn frozen(&self) {
+        let status = format!("/proc/{}/stat", self.pid());
+        crate::test_app::eventually("a frozen process", async || {
+            let status = std::fs::read_to_string(&status).expect("it runs");
+            let (_, after_name) = status.rsplit_once(") ").expect("a name in parentheses");
+            after_name.starts_with('T')
+        })
+        .await;
+    }
+
+    #[cfg(feature = "failpoints")]
+    fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// Waits until it ends by itself, which only a crash point makes it do.

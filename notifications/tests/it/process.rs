@@ -79,6 +79,10 @@ pub(crate) fn attempt(config: &Path, arguments: &[&str]) -> Result<String, Strin
 
 /// Runs a command that refuses, with exit code 64, and answers the one line that it says.
 pub(crate) fn refused(config: &Path, arguments: &[&str]) -> String {
+    failed(config, arguments, 64)
+}
+
+fn failed(config: &Path, arguments: &[&str], code: i32) -> String {
     let mut command = notifications();
     let ended = command
         .args(arguments)
@@ -87,7 +91,7 @@ pub(crate) fn refused(config: &Path, arguments: &[&str]) -> String {
         .output()
         .expect("it ran");
     let said = String::from_utf8(ended.stderr).expect("text");
-    assert_eq!(ended.status.code(), Some(64), "{arguments:?}: {said}");
+    assert_eq!(ended.status.code(), Some(code), "{arguments:?}: {said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.starts_with("notifications: "), "{said}");
     said
@@ -221,16 +225,53 @@ fn a_wrong_start_is_one_clear_line_and_64() {
     let wrong = ConfigFile::new(
         "brokers: []\npostgres: {connection_string: \"postgres://127.0.0.1:1/x\"}\ntelgram: {}\n",
     );
-    let away = ConfigFile::new(
-        "brokers: []\npostgres: {connection_string: \"postgres://127.0.0.1:1/x\"}\n",
-    );
     let nowhere = Path::new("/nonexistent/config.yaml");
     for (config, arguments, says) in [
         (nowhere, &["serve"][..], "/nonexistent/config.yaml"),
         (&wrong, &[][..], "telgram"),
-        (&away, &["migrate"][..], "127.0.0.1:1"),
     ] {
         let said = refused(config, arguments);
         assert!(said.contains(says), "{said}");
     }
+}
+
+#[test]
+fn a_database_that_stays_away_is_one_line_and_69() {
+    let away = ConfigFile::new(
+        "brokers: []\npostgres: {connection_string: \"postgres://127.0.0.1:1/x\"}\n",
+    );
+    let said = failed(&away, &["migrate", "--wait", "300ms"], 69);
+    assert!(said.contains("127.0.0.1:1"), "{said}");
+}
+
+/// Columns, indexes and what is recorded, as the catalogue has them.
+async fn schema(pool: &PgPool) -> Vec<String> {
+    let statement =
+        "SELECT concat_ws(' ', pg_get_indexdef(indexrelid), indisvalid) FROM pg_index i
+         JOIN pg_class c ON c.oid = indexrelid WHERE relnamespace = 'notifications'::regnamespace
+         UNION ALL
+         SELECT concat_ws(' ', conrelid::regclass, conname, convalidated, pg_get_constraintdef(oid)) FROM pg_constraint
+         WHERE connamespace = 'notifications'::regnamespace
+         UNION ALL
+         SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
+         FROM information_schema.columns WHERE table_schema = 'notifications'
+         UNION ALL
+         SELECT concat_ws(' ', version, description, success, encode(checksum, 'hex')) FROM notifications._sqlx_migrations
+         ORDER BY 1";
+    sqlx::query_scalar(statement)
+        .fetch_all(pool)
+        .await
+        .expect("rows")
+}
+
+#[tokio::test]
+async fn the_released_files_and_migrate_lead_to_the_same_schema() {
+    let pool = crate::database().await;
+    let released = schema(&pool).await;
+    assert!(released.len() > 20, "{released:#?}");
+    let drop = "DROP SCHEMA notifications CASCADE";
+    sqlx::raw_sql(drop).execute(&pool).await.expect("dropped");
+    let config = config_of(&pool, &Kafka::new().await, json!({}));
+    assert_eq!(run(&config, &["migrate"]), "");
+    assert_eq!(schema(&pool).await, released);
 }

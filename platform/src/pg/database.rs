@@ -38,9 +38,6 @@ const BY_INDEX: [(&str, &str); 4] = [
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 
-/// Connections of a worker: the one that it uses, and one whose answer is still waited for.
-const OF_A_WORKER: u32 = 2;
-
 /// What is known of the database; readiness follows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -107,7 +104,7 @@ impl Database {
         Self::make(service, config, Some(migrator))
     }
 
-    /// For a command that says by itself what the schema lacks.
+    /// For a command that says by itself what the schema lacks, and whether a standby will do.
     ///
     /// # Errors
     /// As [`Database::new`].
@@ -141,20 +138,15 @@ impl Database {
 
     /// The connections that callers share: at most `max` in use, known to PostgreSQL as `application`. A quarter more may
     /// be waiting for an answer that nobody waits for any more.
-    ///
-    /// # Errors
-    /// The pool cannot be built.
-    pub fn pool(&self, application: &'static str, max: u32) -> Result<Pool, StartError> {
+    pub fn pool(&self, application: &'static str, max: u32) -> Pool {
         let max = max.max(1);
-        Pool::new(self.clone(), application, max, max + max.div_ceil(4), false)
+        Pool::new(self.clone(), application, max, max.div_ceil(4), false)
     }
 
-    /// A worker's own connection: callers that use up theirs cannot stop the worker.
-    ///
-    /// # Errors
-    /// The pool cannot be built.
-    pub fn worker(&self, application: &'static str) -> Result<Pool, StartError> {
-        Pool::new(self.clone(), application, 1, OF_A_WORKER, true)
+    /// A worker's own connection, and one more that may be waiting for an answer: callers that use up theirs cannot stop the
+    /// worker.
+    pub fn worker(&self, application: &'static str) -> Pool {
+        Pool::new(self.clone(), application, 1, 1, true)
     }
 
     /// One connection, for a command that does one thing.
@@ -242,12 +234,12 @@ impl Database {
     /// # Errors
     /// The connection is lost.
     pub(crate) async fn look(&self, db: &mut Db) -> sqlx::Result<State> {
-        if !db.is_writable().await? {
-            return Ok(State::ReadOnly);
-        }
         let Some(migrator) = self.0.migrator else {
             return Ok(State::Ok);
         };
+        if !db.is_writable().await? {
+            return Ok(State::ReadOnly);
+        }
         match schema_version(db, migrator).await {
             Ok(applied) if applied >= super::newest(migrator) => Ok(State::Ok),
             Ok(_) => Ok(State::SchemaBehind),

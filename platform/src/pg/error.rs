@@ -79,6 +79,23 @@ impl Failure {
         }
     }
 
+    /// What an error of sqlx means.
+    pub fn of(error: &sqlx::Error) -> Failure {
+        classify(error)
+    }
+
+    /// Whether the server is at fault, or was not reached.
+    pub fn is_outage(self) -> bool {
+        matches!(
+            self,
+            Failure::NotConnected
+                | Failure::Lost
+                | Failure::ReadOnly
+                | Failure::Locked
+                | Failure::TimedOut
+        )
+    }
+
     /// Whether the same again can pass without anybody mending anything.
     pub fn passes(self) -> bool {
         self.code() != Code::Internal

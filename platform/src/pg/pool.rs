@@ -1,19 +1,14 @@
 //! Connections to PostgreSQL, each lent to one piece of work with a bound. No backend is ever cancelled or ended by us: a
 //! connection whose work came to its bound, or whose caller left, is waited for by a task and comes back when it has its
-//! answer. Over deadpool instead of sqlx's pool, which makes connections in callers' futures and throws them away with them.
+//! answer, and counts until then. By hand, because pools such as sqlx's and deadpool's make connections in their callers'
+//! futures, drop them with those, and know no connection that is neither lent nor free.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use deadpool::{
-    Runtime,
-    managed::{
-        self, Metrics as Usage, Object, PoolError, RecycleError, RecycleResult, TimeoutType,
-    },
-};
 use prometheus::{IntGauge, IntGaugeVec, Opts};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -25,129 +20,93 @@ use super::{
     db::{Db, Origin},
     error::{Error, Failure},
 };
-use crate::{error::StartError, grpc::registered, tasks};
+use crate::{grpc::registered, tasks};
 
 /// How long a connection whose work has failed may take to show that it is well, while its caller waits.
 const CHECK_BOUND: Duration = Duration::from_secs(1);
 
 /// A pool that connects when it must, and again when the database was away; clones share it.
 #[derive(Clone)]
-pub struct Pool {
-    connections: managed::Pool<Connector>,
-    maker: Arc<Maker>,
-    bound: Duration,
-    gauges: Arc<Gauges>,
+pub struct Pool(Arc<Inner>);
+
+struct Inner {
+    origin: Origin,
+    /// One for each connection that may be lent. An abandoned one takes a place too once `extra` is used up.
+    places: Arc<Semaphore>,
+    /// For connections whose answer is still waited for.
+    extra: Arc<Semaphore>,
+    /// All that may exist.
+    most: usize,
+    idle: Mutex<Vec<Session>>,
+    gauges: Gauges,
 }
 
-/// A session and its place among those that may exist.
+/// A connection, and when it is replaced by a new one, so that what changed on the way to the server is noticed.
 struct Session {
     db: Db,
-    /// When it is replaced by a new one, so that what changed on the way to the server is noticed.
     retires: Instant,
-    _permit: OwnedSemaphorePermit,
 }
 
-/// What makes sessions, in tasks: whoever asked for one may leave.
-struct Maker {
-    origin: Origin,
-    /// One for each session that exists, those that still wait for an answer among them.
-    permits: Arc<Semaphore>,
-    /// Made for somebody who has left, or come back after its answer.
-    spare: Mutex<Vec<Session>>,
-}
-
-impl Maker {
-    async fn make(&self, permit: OwnedSemaphorePermit) -> Result<Session, Error> {
-        let db = self.database().connect(self.origin.clone()).await?;
-        let lifetime = self.database().config().max_lifetime;
+impl Inner {
+    async fn connect(&self) -> Result<Session, Error> {
+        let database = &self.origin.database;
+        let db = database.connect(self.origin.clone()).await?;
         // connections made at one moment do not end at one moment
+        let lifetime = database.config().max_lifetime;
         let lifetime = lifetime.mul_f64(0.9 + rand::random::<f64>() / 10.0);
         Ok(Session {
             db,
             retires: Instant::now() + lifetime,
-            _permit: permit,
         })
     }
 
-    fn database(&self) -> &Database {
-        &self.origin.database
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Nothing is tested before use, which would cost a round trip a call: what is here was well when it came back.
+    fn take_idle(&self) -> Option<Session> {
+        let mut idle = self.idle();
+        let now = Instant::now();
+        idle.retain(|session| session.retires > now);
+        let session = idle.pop();
+        self.gauges.idle.set(idle.len() as i64);
+        session
     }
-}
 
-struct Connector(Arc<Maker>);
-
-impl managed::Manager for Connector {
-    type Type = Session;
-    type Error = Error;
-
-    async fn create(&self) -> Result<Session, Error> {
-        if let Some(session) = self.0.spare().pop() {
-            return Ok(session);
+    fn put(&self, session: Session) {
+        // a pool that was closed keeps none
+        if self.places.is_closed() {
+            return;
         }
-        let permit = self.0.permits.clone().try_acquire_owned().map_err(|_| {
-            Error::new(
-                Failure::NotConnected,
-                "every connection waits for an answer of the server",
-            )
-        })?;
-        let (sender, made) = oneshot::channel();
-        let maker = self.0.clone();
-        tasks::spawn(async move {
-            let made = maker.make(permit).await;
-            if let Err(Ok(session)) = sender.send(made) {
-                maker.spare().push(session);
-            }
-        });
-        made.await
-            .unwrap_or_else(|_| Err(Error::new(Failure::NotConnected, "the process stops")))
-    }
-
-    /// Nothing is tested before use, which would cost a round trip a call: what is in the pool was well when it came back.
-    async fn recycle(&self, session: &mut Session, _: &Usage) -> RecycleResult<Error> {
-        if Instant::now() >= session.retires {
-            return Err(RecycleError::message("its time is over"));
-        }
-        Ok(())
+        let mut idle = self.idle();
+        idle.push(session);
+        self.gauges.idle.set(idle.len() as i64);
     }
 }
 
 impl Pool {
+    /// At most `max` connections are lent, and `extra` more may be waiting for an answer.
     pub(super) fn new(
         database: Database,
         application: &'static str,
         max: u32,
-        permits: u32,
+        extra: u32,
         by_index: bool,
-    ) -> Result<Pool, StartError> {
-        let config = database.config();
-        let (bound, acquire_timeout) = (config.transaction_bound(), config.acquire_timeout);
+    ) -> Pool {
         let gauges = Gauges::of(database.service(), application);
-        let maker = Arc::new(Maker {
+        Pool(Arc::new(Inner {
             origin: Origin {
                 database,
                 application,
                 by_index,
             },
-            permits: Arc::new(Semaphore::new(permits as usize)),
-            spare: Mutex::default(),
-        });
-        let connections = managed::Pool::builder(Connector(maker.clone()))
-            .max_size(max as usize)
-            .wait_timeout(Some(acquire_timeout))
-            .create_timeout(Some(acquire_timeout))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| StartError::new(format!("preparing a pool: {error}"), "report it"))?;
-        Ok(Pool {
-            connections,
-            maker,
-            bound,
-            gauges: Arc::new(gauges),
-        })
+            places: Arc::new(Semaphore::new(max as usize)),
+            extra: Arc::new(Semaphore::new(extra as usize)),
+            most: (max + extra) as usize,
+            idle: Mutex::default(),
+            gauges,
+        }))
     }
 
     /// Does work on a connection of its own, for at most [`PostgresConfig::transaction_bound`]: the server's time-outs end
@@ -170,7 +129,9 @@ impl Pool {
             db.end_work().await?;
             Ok(done)
         };
-        let Ok(done) = tokio::time::timeout(self.bound, whole).await else {
+        let Ok(done) =
+            tokio::time::timeout(self.database().config().transaction_bound(), whole).await
+        else {
             // dropped, it is waited for
             return Err(Error::silent().into());
         };
@@ -198,57 +159,91 @@ impl Pool {
     }
 
     async fn lend(&self) -> Result<Lent, Error> {
-        let got = {
-            let _waiting = Waiting::new(&self.gauges.waiting);
-            self.connections.get().await
+        let inner = &self.0;
+        if inner.gauges.abandoned.get() >= inner.most as i64 {
+            return Err(Error::new(
+                Failure::NotConnected,
+                "every connection waits for an answer of the server",
+            ));
+        }
+        let _waiting = Counted::new(&inner.gauges.waiting);
+        let by = Instant::now() + self.database().config().acquire_timeout;
+        let place = tokio::time::timeout_at(by, inner.places.clone().acquire_owned()).await;
+        let place = match place {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) => return Err(Error::new(Failure::NotConnected, "the process stops")),
+            Err(_) => {
+                return Err(Error::new(
+                    Failure::Exhausted,
+                    "every connection is in use for longer than acquire_timeout",
+                ));
+            }
         };
-        let session = got.map_err(|error| match error {
-            PoolError::Backend(error) => error,
-            PoolError::Timeout(TimeoutType::Wait) => Error::new(
-                Failure::Exhausted,
-                "every connection is in use for longer than acquire_timeout",
-            ),
-            PoolError::Closed => Error::new(Failure::NotConnected, "the process stops"),
-            other => Error::new(Failure::NotConnected, other.to_string()),
-        })?;
-        let lent = Lent {
-            pool: self.clone(),
-            session: Some(session),
-        };
-        self.gauges.show(&self.connections);
-        Ok(lent)
+        match inner.take_idle() {
+            Some(session) => Ok(Lent::new(self, session, place)),
+            None => tokio::time::timeout_at(by, self.make(place))
+                .await
+                .unwrap_or_else(|_| {
+                    let cause = "no connection within acquire_timeout";
+                    Err(Error::new(Failure::NotConnected, cause))
+                }),
+        }
+    }
+
+    /// Connects in a task, which has the place: whoever asked for it may leave, and the connection is kept then.
+    async fn make(&self, place: OwnedSemaphorePermit) -> Result<Lent, Error> {
+        let (sender, made) = oneshot::channel();
+        let pool = self.clone();
+        tasks::spawn(async move {
+            let made = pool.0.connect().await;
+            if let Err(Ok((session, _))) = sender.send(made.map(|session| (session, place))) {
+                pool.0.put(session);
+            }
+        });
+        let (session, place) = made
+            .await
+            .map_err(|_| Error::new(Failure::NotConnected, "the process stops"))??;
+        Ok(Lent::new(self, session, place))
+    }
+
+    fn database(&self) -> &Database {
+        &self.0.origin.database
     }
 
     /// Whatever broke one connection has most likely broken those that rest too: callers should not find out one by one.
     fn distrust(&self) {
-        self.connections.retain(|_, _| false);
-        self.maker.spare().clear();
+        self.0.idle().clear();
+        self.0.gauges.idle.set(0);
     }
 
-    /// Waits in a task for the answer to whatever was asked last, for at most `reap_after`. The session keeps its permit
-    /// until then: a server that does not answer is not given more and more connections.
-    fn reap(&self, mut session: Session) {
-        let (pool, limit) = (self.clone(), self.maker.database().config().reap_after);
-        let waiting = Waiting::new(&self.gauges.abandoned);
+    /// Waits in a task for the answer to whatever was asked last, for at most `reap_after`. The connection counts until
+    /// then: a server that does not answer is not given more and more of them.
+    fn reap(&self, mut session: Session, place: OwnedSemaphorePermit) {
+        let (pool, limit) = (self.clone(), self.database().config().reap_after);
+        let counted = match self.0.extra.clone().try_acquire_owned() {
+            Ok(extra) => extra,
+            Err(_) => place,
+        };
+        let abandoned = Counted::new(&self.0.gauges.abandoned);
         tasks::spawn_if_running(async move {
             let settled = tokio::time::timeout(limit, session.db.settle()).await;
-            drop(waiting);
             match settled {
-                Ok(Ok(true)) => pool.maker.spare().push(session),
-                Ok(Ok(false)) => pool.maker.database().note(State::ReadOnly),
+                Ok(Ok(true)) => pool.0.put(session),
+                Ok(Ok(false)) => pool.database().note(State::ReadOnly),
                 Ok(Err(error)) => tracing::debug!(error = %error, "abandoned connection ended"),
                 Err(_) => tracing::warn!(
-                    pool = pool.maker.origin.application,
+                    pool = pool.0.origin.application,
                     "the server has not answered, its connection is given up"
                 ),
             }
+            drop((abandoned, counted));
         });
     }
 
     /// Lets every connection go that nobody uses, and lends no more.
     pub fn close(&self) {
-        self.connections.close();
-        self.maker.spare().clear();
+        self.0.places.close();
+        self.distrust();
     }
 }
 
@@ -256,14 +251,22 @@ impl Pool {
 /// something.
 struct Lent {
     pool: Pool,
-    session: Option<Object<Connector>>,
+    lent: Option<(Session, OwnedSemaphorePermit)>,
+    _in_use: Counted,
 }
 
 impl Lent {
+    fn new(pool: &Pool, session: Session, place: OwnedSemaphorePermit) -> Lent {
+        Lent {
+            pool: pool.clone(),
+            lent: Some((session, place)),
+            _in_use: Counted::new(&pool.0.gauges.in_use),
+        }
+    }
+
     fn db(&mut self) -> Result<&mut Db, Error> {
-        let session = self.session.as_mut();
-        session
-            .map(|session| &mut session.db)
+        let lent = self.lent.as_mut();
+        lent.map(|(session, _)| &mut session.db)
             .ok_or_else(Error::silent)
     }
 
@@ -278,20 +281,18 @@ impl Lent {
         };
         match well {
             Ok(Ok(true)) => {
-                drop(self.session.take());
-                self.pool.gauges.show(&self.pool.connections);
+                if let Some((session, _place)) = self.lent.take() {
+                    self.pool.0.put(session);
+                }
             }
             // silent: dropped, it is waited for
             Err(_) => self.pool.distrust(),
             Ok(found) => {
-                if let Some(session) = self.session.take() {
-                    drop(Object::take(session));
-                }
+                self.lent = None;
                 self.pool.distrust();
                 if matches!(found, Ok(false)) {
-                    self.pool.maker.database().note(State::ReadOnly);
+                    self.pool.database().note(State::ReadOnly);
                 }
-                self.pool.gauges.show(&self.pool.connections);
             }
         }
     }
@@ -299,24 +300,23 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            self.pool.reap(Object::take(session));
-            self.pool.gauges.show(&self.pool.connections);
+        if let Some((session, place)) = self.lent.take() {
+            self.pool.reap(session, place);
         }
     }
 }
 
-/// Counts somebody for as long as it lives; one that leaves in the middle does not wait any more.
-struct Waiting(IntGauge);
+/// Counts for as long as it lives: a caller who leaves in the middle does not wait any more.
+struct Counted(IntGauge);
 
-impl Waiting {
-    fn new(gauge: &IntGauge) -> Waiting {
+impl Counted {
+    fn new(gauge: &IntGauge) -> Counted {
         gauge.inc();
-        Waiting(gauge.clone())
+        Counted(gauge.clone())
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -339,13 +339,6 @@ impl Gauges {
             abandoned: connections.with_label_values(&[application, "abandoned"]),
             waiting: waiting.with_label_values(&[application]),
         }
-    }
-
-    fn show(&self, connections: &managed::Pool<Connector>) {
-        let status = connections.status();
-        self.idle.set(status.available as i64);
-        self.in_use
-            .set(status.size.saturating_sub(status.available) as i64);
     }
 }
 
@@ -388,12 +381,12 @@ mod tests {
         let config = serde_json::json!({"connection_string": url, "acquire_timeout": "20s"});
         let config: PostgresConfig = serde_json::from_value(config).unwrap();
         let database = Database::new("waiting", &config, &NOTHING).unwrap();
-        let pool = database.pool("waiting", 1).unwrap();
+        let pool = database.pool("waiting", 1);
         let work = async |_: &mut Db| Ok::<(), Error>(());
         let mut caller = Box::pin(pool.with_connection(work));
         assert!(futures::poll!(&mut caller).is_pending());
-        assert_eq!(pool.gauges.waiting.get(), 1);
+        assert_eq!(pool.0.gauges.waiting.get(), 1);
         drop(caller);
-        assert_eq!(pool.gauges.waiting.get(), 0);
+        assert_eq!(pool.0.gauges.waiting.get(), 0);
     }
 }
