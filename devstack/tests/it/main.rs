@@ -37,6 +37,7 @@ mod migrations;
 mod monitoring;
 mod order_refusals;
 mod outages;
+mod owners;
 mod purchase;
 mod purchase_crashes;
 mod recount;
