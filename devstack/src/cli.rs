@@ -339,14 +339,15 @@ async fn pg(args: PgArgs) -> Result<ExitCode> {
     let mut stop = Stop::listen()?;
     let devstack = std::env::current_exe().context("find devstack's own executable")?;
     let starting = Server::start(&devstack, postgres::Source::Environment);
-    let server = stop.interrupts(starting).await?;
+    let mut server = stop.interrupts(starting).await?;
     let outcome = match args.command.split_first() {
         Some((program, arguments)) => {
-            let variable = ("DATABASE_URL", server.url());
-            stop.run_with(variable, program, arguments).await
+            let run = server.begin_tests();
+            let variables = [("DATABASE_URL", server.admin_url()), (postgres::RUN, &run)];
+            stop.run_with(&variables, program, arguments).await
         }
         None => {
-            println!("{}", server.url());
+            println!("{}", server.admin_url());
             if !args.url_only {
                 println!(
                     "PostgreSQL until Ctrl-C; with DATABASE_URL set to this, tests and devstack use it"
@@ -372,8 +373,8 @@ async fn kafka(args: KafkaArgs) -> Result<ExitCode> {
     eprintln!("Apache Kafka {} listens on {address}", tools.version());
     let outcome = match args.command.split_first() {
         Some((program, arguments)) => {
-            let variable = ("KAFKA_BROKERS", address.as_str());
-            stop.run_with(variable, program, arguments).await
+            let variables = [("KAFKA_BROKERS", address.as_str())];
+            stop.run_with(&variables, program, arguments).await
         }
         None => {
             println!("{address}");

@@ -116,7 +116,7 @@ async fn on_target(what: &What, target: &mut Target) -> Result<Report> {
         _ => &plan.skus,
     };
     target.stock(stocked, plan.scarce).await?;
-    if let (true, Some(mut db)) = (plan.filled > 0, target.database().await?) {
+    if let (true, Some(mut db)) = (plan.filled > 0, target.admin().await?) {
         fill::fill(&mut db, plan.filled, &plan.skus).await?;
     }
     let mut measured = Vec::new();
@@ -133,7 +133,7 @@ async fn on_target(what: &What, target: &mut Target) -> Result<Report> {
             (None, Costs::Unknown)
         }
         _ if plan.statements => {
-            let db = target.database().await?;
+            let db = target.admin().await?;
             let mut db = db.context("--statements needs a LOMS of its own")?;
             statistics::start(&mut db).await?;
             let figures = put(what, target, &mut measured).await?;

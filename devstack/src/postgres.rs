@@ -1,5 +1,6 @@
 //! The PostgreSQL of a run: the server in `DATABASE_URL`, or an embedded one owned by a child process that stops it when
-//! our end of its stdin is closed, however we end. Databases made here are dropped here, and only those.
+//! our end of its stdin is closed, however we end. Databases and users made here are dropped here, and only those: the
+//! users that services run as own their databases and may do nothing else.
 
 use std::{
     fs::Permissions,
@@ -11,9 +12,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use testkit::owner::{create_database, drop_database, owner_url, with_database};
 use tokio::{process::Command, time::timeout};
 
-use crate::{failure::Misuse, owner::Owner};
+use crate::{binaries::SERVICES, failure::Misuse, owner::Owner};
 
 /// Download, initdb and start; the child has bounds of its own for each, this one is for a child that hangs.
 const START_BOUND: Duration = Duration::from_secs(300);
@@ -42,6 +44,9 @@ pub(crate) struct Started {
     pub(crate) url: String,
 }
 
+/// Names the run that drops what tests make; a run within it leaves that, and the users, to it.
+pub(crate) const RUN: &str = "TESTKIT_RUN";
+
 /// Which server a run uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -56,6 +61,10 @@ pub struct Server {
     url: String,
     embedded: Option<Embedded>,
     made: Vec<String>,
+    /// The services' users that were not there when this run began; `None` if another run drops them.
+    own_users: Option<Vec<String>>,
+    /// The run whose tests have made databases here.
+    tests: Option<String>,
 }
 
 /// The child that owns an embedded server, and the data that it removes.
@@ -76,17 +85,22 @@ impl Server {
                 (url, Some(embedded))
             }
         };
-        let server = Server {
+        let mut server = Server {
             url,
             embedded,
             made: Vec::new(),
+            own_users: None,
+            tests: None,
         };
         server.verify_durability().await?;
+        if std::env::var_os(RUN).is_none() {
+            server.own_users = Some(server.missing_users().await?);
+        }
         Ok(server)
     }
 
-    /// The superuser's URL.
-    pub fn url(&self) -> &str {
+    /// The administrator's URL. No service gets it.
+    pub fn admin_url(&self) -> &str {
         &self.url
     }
 
@@ -99,21 +113,21 @@ impl Server {
         }
     }
 
-    /// Makes a database and answers its URL.
-    pub async fn create_database(&mut self, name: &str) -> Result<String> {
-        let mut connection = self.connect().await?;
-        // a name of our own making: letters, digits and underscores
-        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}")))
-            .execute(&mut connection)
-            .await
-            .map_err(|error| {
-                Misuse::error(
-                    format!("creating a database: {error}"),
-                    "let DATABASE_URL name a superuser",
-                )
-            })?;
+    /// Makes a database of the user that `service` runs as, and answers the URL of that user.
+    pub async fn create_database(&mut self, name: &str, service: &str) -> Result<String> {
+        let mut admin = self.connect().await?;
+        let url = owner_url(&self.url, service, name)?;
+        let made = create_database(&mut admin, &self.url, name, service, None).await;
+        made.map_err(|error| {
+            Misuse::error(format!("{error:#}"), "let DATABASE_URL name a superuser")
+        })?;
         self.made.push(name.to_owned());
-        with_database(&self.url, name)
+        Ok(url)
+    }
+
+    /// The administrator's URL of a database, for what its owner may not look at.
+    pub fn admin_url_of(&self, database: &str) -> Result<String> {
+        with_database(&self.url, database)
     }
 
     /// Cuts every connection off and ends the server at once (`pg_ctl -m immediate`). Only an embedded one.
@@ -138,15 +152,35 @@ impl Server {
             // the databases go with the server
             return embedded.stop().await;
         }
-        let mut connection = self.connect().await?;
+        let mut admin = self.connect().await?;
+        if let Some(run) = &self.tests {
+            let theirs =
+                "SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1)";
+            let theirs = sqlx::query_scalar(theirs).bind(format!("test_{run}_"));
+            self.made.extend(theirs.fetch_all(&mut admin).await?);
+        }
         for name in &self.made {
-            let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-            sqlx::query(AssertSqlSafe(drop))
-                .execute(&mut connection)
-                .await
-                .context("drop database")?;
+            drop_database(&mut admin, name).await?;
+        }
+        for user in self.own_users.into_iter().flatten() {
+            // not one that owns the databases of another run
+            let drop = AssertSqlSafe(format!("DROP ROLE IF EXISTS {user}"));
+            let _ = sqlx::query(drop).execute(&mut admin).await;
         }
         Ok(())
+    }
+
+    /// Begins a run of tests, whose databases are dropped with those made here, and names it.
+    pub fn begin_tests(&mut self) -> String {
+        let run = uuid::Uuid::new_v4().simple().to_string()[..8].to_owned();
+        self.tests.insert(run).clone()
+    }
+
+    async fn missing_users(&self) -> Result<Vec<String>> {
+        let missing = "SELECT name FROM unnest($1::text[]) AS name
+                       WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name)";
+        let missing = sqlx::query_scalar(missing).bind(&SERVICES[..]);
+        Ok(missing.fetch_all(&mut self.connect().await?).await?)
     }
 
     async fn connect(&self) -> Result<PgConnection> {
@@ -279,44 +313,4 @@ fn open_to_all(dir: &Path) -> bool {
             .is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0 || meta.uid() == UNPRIVILEGED)
     };
     dir.ancestors().all(passable)
-}
-
-/// The same server's URL with another database.
-pub fn with_database(url: &str, database: &str) -> Result<String> {
-    let (address, parameters) = match url.split_once('?') {
-        Some((address, parameters)) => (address, format!("?{parameters}")),
-        None => (url, String::new()),
-    };
-    let Some((scheme, rest)) = address.split_once("://") else {
-        return Err(Misuse::error(
-            "DATABASE_URL is not a URL",
-            "write it like postgres://user:password@host:5432/postgres",
-        ));
-    };
-    let authority = rest.split('/').next().unwrap_or(rest);
-    Ok(format!("{scheme}://{authority}/{database}{parameters}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_database_changes() {
-        let same = |url: &str| with_database(url, "mine").unwrap();
-        assert_eq!(
-            same("postgres://u:p@h:1/postgres"),
-            "postgres://u:p@h:1/mine"
-        );
-        assert_eq!(same("postgres://u@h"), "postgres://u@h/mine");
-        assert_eq!(
-            same("postgres://u@h/x?sslmode=disable"),
-            "postgres://u@h/mine?sslmode=disable"
-        );
-        assert!(
-            with_database("localhost:5432", "mine")
-                .unwrap_err()
-                .is::<Misuse>()
-        );
-    }
 }

@@ -53,17 +53,17 @@ impl Stop {
         }
     }
 
-    /// Runs a command with one more variable in its environment and answers with its exit code. It is in our process
+    /// Runs a command with more variables in its environment and answers with its exit code. It is in our process
     /// group, so that Ctrl-C reaches it by itself; SIGTERM is passed on.
     pub async fn run_with(
         &mut self,
-        (name, value): (&str, &str),
+        variables: &[(&str, &str)],
         program: &str,
         arguments: &[String],
     ) -> Result<ExitCode> {
         let mut child = Command::new(program)
             .args(arguments)
-            .env(name, value)
+            .envs(variables.iter().copied())
             .spawn()
             .map_err(|error| {
                 Misuse::error(

@@ -71,8 +71,8 @@ pub struct Stack {
     products: StandIn,
     broker: Broker,
     postgres: Server,
-    /// The URL of each service's database, in the order of [`SERVICES`].
-    databases: Vec<String>,
+    /// The name of each service's database and its owner's URL, in the order of [`SERVICES`].
+    databases: Vec<(String, String)>,
     /// The services' ports: one that is killed finds its own free.
     ports: Vec<Reserved>,
     certs: PathBuf,
@@ -143,8 +143,8 @@ impl Stack {
         let mut doors = Vec::new();
         for name in SERVICES {
             let database = format!("devstack_{run}_{name}");
-            self.databases
-                .push(self.postgres.create_database(&database).await?);
+            let url = self.postgres.create_database(&database, name).await?;
+            self.databases.push((database, url));
             let (grpc, http) = options.ports.of(name);
             doors.push((self.door(grpc)?, self.door(http)?));
         }
@@ -189,7 +189,7 @@ impl Stack {
         own: Value,
     ) -> Result<Service> {
         let name = SERVICES[index];
-        let mut config = self.config(name, &self.databases[index], doors);
+        let mut config = self.config(name, &self.databases[index].1, doors);
         merge(&mut config, &own);
         // a dollar in a password must not be read as the start of ${NAME}
         let text = serde_yaml::to_string(&config)?.replace('$', "$$");
@@ -295,12 +295,20 @@ impl Stack {
         self.products.address()
     }
 
-    /// The URL of a service's database.
+    /// The URL by which a service, its owner, reaches its database.
     pub fn database(&self, service: &str) -> Result<&str> {
+        Ok(&self.database_of(service)?.1)
+    }
+
+    /// The administrator's URL of a service's database: for what only a superuser may ask or change.
+    pub fn admin_database(&self, service: &str) -> Result<String> {
+        self.postgres.admin_url_of(&self.database_of(service)?.0)
+    }
+
+    fn database_of(&self, service: &str) -> Result<&(String, String)> {
         let index = SERVICES.iter().position(|name| *name == service);
-        let url = index.and_then(|index| self.databases.get(index));
-        url.map(String::as_str)
-            .with_context(|| format!("no database of {service}"))
+        let database = index.and_then(|index| self.databases.get(index));
+        database.with_context(|| format!("no database of {service}"))
     }
 
     /// The broker, with the names of its topics.
@@ -315,7 +323,7 @@ impl Stack {
 
     /// The server's URL, the broker's addresses: what a person may want to look into.
     pub fn backing(&self) -> (&str, &[String]) {
-        (self.postgres.url(), self.broker.brokers())
+        (self.postgres.admin_url(), self.broker.brokers())
     }
 
     /// The folder of the certificates in use.

@@ -72,7 +72,6 @@ async fn make(service: &str, migrator: Option<&'static Migrator>) -> Result<PgPo
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let server = server();
     let mut admin = PgConnection::connect(&server).await.context("connect")?;
-    owner::create_owner(&mut admin, &server, service).await?;
     let template = match migrator {
         Some(migrator) => Some(template(&mut admin, &server, service, migrator).await?),
         None => None,
@@ -80,7 +79,7 @@ async fn make(service: &str, migrator: Option<&'static Migrator>) -> Result<PgPo
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let run = run().unwrap_or_default();
     let name = format!("test_{run}_{service}_{}_{number}", *PROCESS);
-    owner::create_database(&mut admin, &name, service, template.as_deref()).await?;
+    owner::create_database(&mut admin, &server, &name, service, template.as_deref()).await?;
     admin.close().await?;
     let url = owner::owner_url(&server, service, &name)?;
     let dropped = DropWithPool(name);
@@ -122,7 +121,7 @@ async fn template(
         // it has its name when it is whole
         let raw = format!("{name}_raw");
         owner::drop_database(admin, &raw).await?;
-        owner::create_database(admin, &raw, service, None).await?;
+        owner::create_database(admin, server, &raw, service, None).await?;
         let url = owner::owner_url(server, service, &raw)?;
         let config: PostgresConfig = serde_json::from_value(json!({"connection_string": url}))?;
         migrate::migrate(&config, migrator, &[], Duration::ZERO).await?;

@@ -1,62 +1,72 @@
 //! The users that services run as, `checkout`, `loms` and `notifications` in the files of examples: each owns its database
 //! and may do nothing else on the server. A superuser in their place would hide what production meets.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-/// Makes the user `owner`, unless it is there. Of a user who is there nothing is changed.
+/// Makes a database for `owner`, empty or a copy, and the user if he is not there; of one who is there nothing is changed.
+/// The names are of our own making: letters, digits and underscores.
 ///
 /// # Errors
 /// What PostgreSQL said, or that the user who is there may do more than owners may.
-pub async fn create_owner(admin: &mut PgConnection, admin_url: &str, owner: &str) -> Result<()> {
-    let attributes = "SELECT rolcanlogin AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)
-                      FROM pg_roles WHERE rolname = $1";
-    let known: Option<bool> = sqlx::query_scalar(attributes)
-        .bind(owner)
-        .fetch_optional(&mut *admin)
-        .await?;
-    match known {
-        Some(true) => return Ok(()),
-        Some(false) => {
-            bail!("the user {owner} of this server is no plain owner: name another server")
-        }
-        None => {}
-    }
-    let password = password(admin_url, owner)?;
-    let create = format!(
-        "CREATE ROLE {owner} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{password}'"
-    );
-    match sqlx::query(AssertSqlSafe(create)).execute(admin).await {
-        Err(error) if !made_by_another(&error) => {
-            Err(error).with_context(|| format!("create the user {owner} (as a superuser)"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Another process made it between the look and the statement: `duplicate_object`, or `unique_violation` if it has not
-/// committed yet.
-fn made_by_another(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    matches!(code.as_deref(), Some("42710" | "23505"))
-}
-
-/// Makes a database for `owner`, empty or a copy. The names are of our own making: letters, digits and underscores.
-///
-/// # Errors
-/// What PostgreSQL said.
 pub async fn create_database(
     admin: &mut PgConnection,
+    admin_url: &str,
     name: &str,
     owner: &str,
     template: Option<&str>,
 ) -> Result<()> {
     let template = template.map_or_else(String::new, |name| format!(" TEMPLATE {name}"));
     let create = format!("CREATE DATABASE {name} OWNER {owner}{template}");
-    let created = sqlx::query(AssertSqlSafe(create)).execute(admin).await;
-    created.with_context(|| format!("create the database {name} (as a superuser)"))?;
+    for attempt in 1.. {
+        create_owner(admin, admin_url, owner).await?;
+        let created = sqlx::query(AssertSqlSafe(&*create))
+            .execute(&mut *admin)
+            .await;
+        match created {
+            // a run that ends drops the users that it made, if they own nothing: one of this moment is made again
+            Err(error) if is(&error, &["42704"]) && attempt < 10 => {}
+            Err(error) => {
+                let what = format!("create the database {name} (as a superuser)");
+                return Err(error).context(what);
+            }
+            Ok(_) => break,
+        }
+    }
     Ok(())
+}
+
+async fn create_owner(admin: &mut PgConnection, admin_url: &str, owner: &str) -> Result<()> {
+    let attributes = "SELECT rolcanlogin AND NOT (rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls)
+                      FROM pg_roles WHERE rolname = $1";
+    let plain: Option<bool> = sqlx::query_scalar(attributes)
+        .bind(owner)
+        .fetch_optional(&mut *admin)
+        .await?;
+    if let Some(plain) = plain {
+        ensure!(
+            plain,
+            "the user {owner} of this server may do more than own its database"
+        );
+        return Ok(());
+    }
+    let password = password(admin_url, owner)?;
+    let create = format!(
+        "CREATE ROLE {owner} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{password}'"
+    );
+    match sqlx::query(AssertSqlSafe(create)).execute(admin).await {
+        // another process has made it since the look: duplicate_object, or unique_violation before it has committed
+        Err(error) if !is(&error, &["42710", "23505"]) => {
+            Err(error).with_context(|| format!("create the user {owner} (as a superuser)"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is(error: &sqlx::Error, codes: &[&str]) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| codes.contains(&&*code))
 }
 
 /// Drops a database, whoever is still connected to it.

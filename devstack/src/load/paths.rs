@@ -45,7 +45,7 @@ pub(super) async fn walk(plan: &Plan, target: &mut Target) -> Result<Watched> {
     let often = json!({"keys": {"sweep_every": "1s"}, "audit": {"every": "1s"}});
     target.reconfigure(&often).await?;
     let mut db = target
-        .database()
+        .admin()
         .await?
         .context("the paths need a stack of its own")?;
     let mut plans = Plans::start(&mut db).await?;

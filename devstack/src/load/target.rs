@@ -175,7 +175,17 @@ impl Target {
         Ok(())
     }
 
-    /// A connection to the database of LOMS, if the stack is ours.
+    /// The administrator's connection to the database of LOMS, if the stack is ours: to change settings of the server, and
+    /// to read what statements of others cost.
+    pub(super) async fn admin(&self) -> Result<Option<PgConnection>> {
+        let Some(stack) = self.own_loms() else {
+            return Ok(None);
+        };
+        let url = stack.admin_database("loms")?;
+        Ok(Some(PgConnection::connect(&url).await?))
+    }
+
+    /// A connection to the database of LOMS, as LOMS has it, if the stack is ours.
     pub(super) async fn database(&self) -> Result<Option<PgConnection>> {
         let Some(stack) = self.own_loms() else {
             return Ok(None);

@@ -40,6 +40,7 @@ mod order_refusals;
 mod outages;
 #[cfg(feature = "deployments")]
 mod poolers;
+mod owners;
 mod purchase;
 mod purchase_crashes;
 mod recount;
