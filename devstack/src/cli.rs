@@ -130,6 +130,9 @@ struct CertsArgs {
     /// Where they go
     #[arg(long, default_value = "certs")]
     dir: PathBuf,
+    /// A folder for each owner, with the authority and its own key only
+    #[arg(long)]
+    apart: bool,
     /// Write new ones over those that are there
     #[arg(long)]
     force: bool,
@@ -295,7 +298,12 @@ async fn binaries(args: &BuildArgs) -> Result<Binaries> {
 
 fn write_certs(args: &CertsArgs) -> Result<()> {
     let dir = args.dir.display();
-    match certs::ensure(&args.dir, args.force)? {
+    let layout = if args.apart {
+        certs::Layout::Apart
+    } else {
+        certs::Layout::Together
+    };
+    match certs::ensure(&args.dir, layout, args.force)? {
         certs::Outcome::Written => println!(
             "wrote ca.pem and certificates for {} to {dir}",
             certs::owners().collect::<Vec<_>>().join(", ")

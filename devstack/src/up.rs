@@ -24,7 +24,7 @@ const CERTS: &str = "certs";
 /// Starts the stack with the retail stock and stays.
 pub async fn run(binaries: Binaries) -> Result<()> {
     check_ports()?;
-    if certs::ensure(Path::new(CERTS), false)? == certs::Outcome::Written {
+    if certs::ensure(Path::new(CERTS), certs::Layout::Together, false)? == certs::Outcome::Written {
         println!("wrote development certificates to {CERTS}/");
     }
     let mut stop = Stop::listen()?;

@@ -20,6 +20,7 @@ mod bad_input;
 mod brokers;
 mod command_line;
 mod compose;
+mod compose_containers;
 mod compose_environment;
 mod crashes;
 #[cfg(feature = "deployments")]
