@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use fail::fail_point;
-use platform::{grpc::Deadline, pool::Pool, tasks::Tasks};
+use platform::{grpc::Deadline, pool::Pool, state_log::StateLog, tasks::Tasks};
 use sqlx::{Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -23,6 +23,13 @@ use crate::{
     purchase::{self, IdempotencyKey, OpenPurchase, Order, OrderId, Outcome, Start, Verdict},
     store::{self, purchases::Loaded},
 };
+
+static NOT_NOTED: StateLog = StateLog::new(
+    "whether the outcome is told was not noted",
+    "whether outcomes are told is noted again",
+);
+static NOT_POSTPONED: StateLog =
+    StateLog::new("purchase not postponed", "purchases are postponed again");
 
 /// The use case; clones share everything.
 #[derive(Clone)]
@@ -304,7 +311,7 @@ impl Purchases {
             let mark =
                 async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
             if let Err(error) = self.pool.round(mark).await {
-                tracing::warn!(purchase.id = %id, error = %error, "whether the outcome is told was not noted");
+                NOT_NOTED.failed(&format_args!("purchase {id}: {error}"));
                 return;
             }
         }
@@ -316,7 +323,7 @@ impl Purchases {
         let wait = purchase::backoff(attempts, first, most, rand::random());
         let postpone = async |db: &mut PgConnection| store::recovery::postpone(db, id, wait).await;
         if let Err(error) = self.pool.round(postpone).await {
-            tracing::warn!(purchase.id = %id, error = %error, "purchase not postponed");
+            NOT_POSTPONED.failed(&format_args!("purchase {id}: {error}"));
         }
     }
 }

@@ -3,6 +3,7 @@
 use platform::{
     error::{Code, Detail, Fault, Violation},
     pg::{self, Failure},
+    state_log::DATABASE,
 };
 use tonic::Status as GrpcStatus;
 
@@ -118,14 +119,13 @@ impl From<Error> for Fault {
         match error {
             Error::Invalid(violations) => Fault::invalid(violations),
             // the caller learns that it may try again, the log learns why
+            Error::Database(cause) if code == Code::Unavailable => {
+                DATABASE.failed(&cause);
+                Fault::new(code, Error::Away.to_string())
+            }
             Error::Database(cause) => {
                 tracing::error!(error = %cause, "statement failed");
-                let said = if code == Code::Unavailable {
-                    Error::Away
-                } else {
-                    Error::Broken
-                };
-                Fault::new(code, said.to_string())
+                Fault::new(code, Error::Broken.to_string())
             }
             other => Fault {
                 code,

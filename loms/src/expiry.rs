@@ -2,7 +2,7 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use platform::{grpc::registered, pg::OwnConnection, tasks::Tasks, telemetry};
+use platform::{grpc::registered, pg::OwnConnection, state_log::StateLog, tasks::Tasks, telemetry};
 use prometheus::{Histogram, HistogramOpts};
 use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 use tokio::time::Instant;
@@ -27,6 +27,8 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// and the sweeper holds the stock that new orders wait for.
 const REST: f64 = 0.65;
 
+static SWEEPS: StateLog = StateLog::new("sweep failed", "unpaid orders are swept again");
+
 /// Starts the sweeper, which has a connection of its own; a sweep that takes longer than `bound` has lost its server.
 pub(crate) fn start(
     mut db: OwnConnection,
@@ -40,11 +42,12 @@ pub(crate) fn start(
     tasks.worker("expiry", async move {
         loop {
             let began = Instant::now();
-            let pause = match step(&mut db, bound, batch, &relay).await {
+            let swept = step(&mut db, bound, batch, &relay).await;
+            let pause = match swept.inspect(|_| SWEEPS.works()) {
                 Ok(None) => began.elapsed().mul_f64(REST),
                 Ok(Some(pause)) => pause,
                 Err(error) => {
-                    tracing::warn!(error = %error, "sweep failed");
+                    SWEEPS.failed(&error);
                     LONGEST_SLEEP
                 }
             };

@@ -11,7 +11,7 @@ use std::{
 use futures::FutureExt as _;
 use platform::{
     config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::OwnConnection,
-    tasks::Tasks, telemetry,
+    state_log::StateLog, tasks::Tasks, telemetry,
 };
 use prometheus::{Gauge, IntCounter, IntGauge};
 use rdkafka::{
@@ -103,6 +103,8 @@ impl Broker {
     }
 }
 
+static SENDING: StateLog = StateLog::new("events were not sent", "events are sent again");
+
 /// Starts the relay, which has a connection of its own; a database that is silent for longer than `bound` is given up.
 pub(crate) fn start(
     mut db: OwnConnection,
@@ -122,6 +124,7 @@ pub(crate) fn start(
             let began = Instant::now();
             let watch = watched.is_none_or(|last| began - last >= WATCH_EVERY);
             let sent = step(&mut db, bound, &broker, &config, &stopping, watch).await;
+            let sent = sent.inspect(|_| SENDING.works());
             if watch {
                 watched = Some(began);
             }
@@ -137,7 +140,7 @@ pub(crate) fn start(
                 }
                 Ok(_) => config.poll_interval,
                 Err(error) => {
-                    tracing::warn!(error = %format!("{error:#}"), "events were not sent, trying again");
+                    SENDING.failed(&format_args!("{error:#}"));
                     config.poll_interval * 2
                 }
             };

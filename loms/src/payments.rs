@@ -14,6 +14,7 @@ use platform::{
     grpc::{Deadline, registered},
     pg::{self, Failure, OwnConnection},
     pool::Pool,
+    state_log::StateLog,
     tasks::Tasks,
     telemetry,
 };
@@ -136,6 +137,8 @@ struct Payer {
     queue: mpsc::Receiver<Waiting>,
 }
 
+static BATCHES: StateLog = StateLog::new("batch of payments failed", "payments are written again");
+
 impl Payer {
     /// Takes what is waiting, and never waits for more.
     async fn run(&mut self) {
@@ -161,6 +164,7 @@ impl Payer {
         let written = AssertUnwindSafe(self.db.round(self.bound, work).instrument(span));
         let verdicts = match written.catch_unwind().await {
             Ok(Ok((verdicts, payed))) => {
+                BATCHES.works();
                 if payed > 0 {
                     count_transition(Status::Payed, payed);
                     self.relay.wake();
@@ -168,8 +172,12 @@ impl Payer {
                 verdicts
             }
             Ok(Err(error)) => {
-                tracing::error!(error = %error, payments = payments.len(), "batch failed");
                 let away = pg::classify(&error) == Failure::Away;
+                if away {
+                    BATCHES.failed(&error);
+                } else {
+                    tracing::error!(error = %error, payments = payments.len(), "batch failed");
+                }
                 let verdict = |_: &Change| match away {
                     // what became of the commit is unknown; whoever pays again is told
                     true => Verdict::Answer(Err(Error::Away)),

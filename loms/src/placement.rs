@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
     pg::{self, Failure, OwnConnection},
+    state_log::StateLog,
     tasks::Tasks,
     telemetry,
 };
@@ -128,6 +129,12 @@ struct Placer {
     ids: OrderIds,
 }
 
+static BATCHES: StateLog = StateLog::new("batch failed", "orders are placed again");
+static HELD: StateLog = StateLog::new(
+    "stock is held, orders are refused",
+    "no order is refused for held stock",
+);
+
 impl Placer {
     async fn run(&mut self) {
         while let Some(batch) = self.next_batch().await {
@@ -192,7 +199,8 @@ impl Placer {
         let look = async |db: &mut PgConnection| store::find_held_skus(db, &suspects).await;
         match self.db.round(self.bound, look).await {
             Ok(held) => self.held = held,
-            Err(error) => tracing::warn!(error = %error, "held stock was not found"),
+            // the batch has failed before it, and said so
+            Err(error) => BATCHES.failed(&error),
         }
         let wants_held = |waiting: &Waiting| {
             let mut skus = waiting.order.lines.iter().map(|(sku, _)| sku);
@@ -200,11 +208,8 @@ impl Placer {
         };
         let (away, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(wants_held);
         if !away.is_empty() {
-            tracing::warn!(
-                stock.held = self.held.len(),
-                orders = away.len(),
-                "stock is held, orders are refused"
-            );
+            let (skus, orders) = (self.held.len(), away.len());
+            HELD.failed(&format_args!("{skus} SKUs locked, {orders} orders refused"));
         }
         for waiting in away {
             waiting.reply.send(Err(Error::Away)).ok();
@@ -256,10 +261,19 @@ impl Placer {
             outcome = self.place_together(orders).await;
         }
         let error = match outcome {
-            Ok(answers) => return Some(answers),
+            Ok(answers) => {
+                BATCHES.works();
+                HELD.works();
+                return Some(answers);
+            }
             Err(error) => error,
         };
-        tracing::error!(error = %error, orders = orders.len(), "batch failed");
+        match pg::classify(&error) {
+            Failure::Away | Failure::Retry => BATCHES.failed(&error),
+            Failure::Data | Failure::Bug => {
+                tracing::error!(error = %error, orders = orders.len(), "batch failed");
+            }
+        }
         if waited_for_a_row(&error) {
             return None;
         }

@@ -5,7 +5,7 @@
 use std::{sync::Arc, sync::LazyLock, time::Duration};
 
 use fail::fail_point;
-use platform::{error::StartError, grpc::registered, pool::Pool};
+use platform::{error::StartError, grpc::registered, pool::Pool, state_log::StateLog};
 use prometheus::{IntCounterVec, Opts};
 use sqlx::PgConnection;
 use tokio::{sync::Notify, time::Instant};
@@ -23,6 +23,8 @@ use crate::{
 
 /// What a step waits after the database failed, at first and at most.
 const DATABASE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+static STEPS: StateLog = StateLog::new("delivery step failed", "messages are delivered again");
 
 static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let opts = Opts::new(
@@ -100,12 +102,13 @@ impl Delivery {
         while !stopping.is_cancelled() {
             let next = match self.step(&mut flights).await {
                 Ok(next) => {
+                    STEPS.works();
                     failures = 0;
                     next
                 }
                 Err(error) => {
                     failures += 1;
-                    tracing::warn!(error = %error, failures, "delivery step failed");
+                    STEPS.failed(&error);
                     Next::Rest(backoff(DATABASE_BACKOFF.0, DATABASE_BACKOFF.1, failures))
                 }
             };

@@ -3,6 +3,7 @@
 use platform::{
     error::{Code, Detail, Fault, Violation},
     pg::{self, Failure},
+    state_log::DATABASE,
 };
 
 /// What a call can come to instead of an answer.
@@ -52,7 +53,7 @@ impl From<Error> for Fault {
                 },
             },
             Error::Database(cause) if code == Code::Unavailable => {
-                tracing::warn!(error = %cause, "database is away");
+                DATABASE.failed(&cause);
                 Fault::new(code, "the history cannot be read now, try again")
             }
             Error::Database(cause) => {

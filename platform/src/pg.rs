@@ -26,6 +26,8 @@ pub(crate) fn connect_options(
         .application_name(application)
         .statement_cache_capacity(config.statement_cache)
         .log_statements(tracing::log::LevelFilter::Off)
+        // a busy disk makes every statement slow: a line for each would be the storm, latency is a metric
+        .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1))
         .options([
             ("lock_timeout", millis(config.lock_timeout)),
             ("statement_timeout", millis(config.statement_timeout)),

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use sqlx::migrate::Migrator;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{pg, pool::Pool, tasks::Tasks};
+use crate::{pg, pool::Pool, state_log, tasks::Tasks};
 
 type Note = Box<dyn Fn() -> BoxFuture<'static, String> + Send + Sync>;
 
@@ -127,6 +127,9 @@ pub(crate) async fn watch(
                 _ = every.tick() => {}
             }
             let database = health.database().await;
+            if database == "ok" {
+                state_log::DATABASE.works();
+            }
             let ready = database == "ok" && !health.stopping.load(Ordering::SeqCst);
             if was != Some(ready) {
                 tracing::info!(ready, database, "readiness changed");

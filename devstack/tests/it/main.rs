@@ -40,6 +40,7 @@ mod order_refusals;
 mod outages;
 mod purchase;
 mod purchase_crashes;
+mod quiet_logs;
 mod recount;
 mod refusals;
 mod replay;
