@@ -9,7 +9,7 @@ use crate::{
     bench,
     binaries::Binaries,
     certs, chaos, demo,
-    failure::{self, Interrupted},
+    failure::{self, Interrupted, code_after_cleanup},
     kafka::{Kafka, Tools},
     kafka_owner, load, mock_owner,
     postgres::{self, Server},
@@ -367,7 +367,7 @@ async fn pg(args: PgArgs) -> Result<ExitCode> {
     let stopped = stop.impatient(server.stop()).await;
     match outcome {
         Err(error) if error.is::<Interrupted>() => Err(error),
-        outcome => outcome.and_then(|code| stopped.map(|()| code)),
+        outcome => code_after_cleanup(outcome, stopped),
     }
 }
 
@@ -390,5 +390,5 @@ async fn kafka(args: KafkaArgs) -> Result<ExitCode> {
         }
     };
     let stopped = stop.impatient(kafka.stop()).await;
-    outcome.and_then(|code| stopped.map(|()| code))
+    code_after_cleanup(outcome, stopped)
 }

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use crate::{
     binaries::{Binaries, SERVICES},
     certs,
-    failure::{Interrupted, Misuse},
+    failure::{Interrupted, Misuse, after_cleanup},
     ports::Ports,
     signals::Stop,
     stack::{Options, Stack},
@@ -41,7 +41,7 @@ pub async fn run(binaries: Binaries) -> Result<()> {
     match outcome {
         // Ctrl-C is how this command is meant to end
         Err(error) if error.is::<Interrupted>() => stopped,
-        outcome => outcome.and(stopped),
+        outcome => after_cleanup(outcome, stopped),
     }
 }
 
