@@ -64,17 +64,20 @@ migrate: ## bring the databases up to date: <service>/config.yaml, else CH_, LOM
 migration: ## start the next migration: make migration service=loms name=add_order_index
 	@.ci/migration "$(service)" "$(name)"
 
-deployments/.env: # once: it holds the passwords that the volumes were made with
-	@umask 077 && deployments/new-env >$@.part && mv $@.part $@ && echo "wrote $@, with random passwords"
+# once: it holds the passwords that the volumes were made with, so a lost one is not made anew beside them
+VOLUMES = docker volume ls --quiet --filter label=com.docker.compose.project=marketplace
+LOST = "deployments/.env is lost and volumes made with its passwords are there: put it back, or give up all their data first: make stop; docker volume rm \$$($(VOLUMES))"
+deployments/.env:
+	@volumes=$$($(VOLUMES)) && { test -z "$$volumes" || { echo $(LOST) >&2; exit 1; }; } && umask 077 && deployments/new-env >$@.part && mv $@.part $@ && echo "wrote $@, with random passwords"
 
 run-log-env: deployments/.env ## docker compose: Graylog, Jaeger, Prometheus, Grafana
 	$(READABLE); $(COMPOSE) $(LOGS) up --detach && { $(INPUTS_MADE) || { $(COMPOSE) $(LOGS) logs --tail 5 graylog-inputs; exit 1; }; }
 
 run-services: deployments/.env ## docker compose: the services, their databases, Kafka, the ProductService stand-in
-	$(READABLE); $(COMPOSE) $(SERVICES) up --detach --build --wait && $(COMPOSE) $(SERVICES) cp loms:/app/certs/ca.pem certs/compose-ca.pem
+	$(READABLE); $(COMPOSE) $(SERVICES) up --detach --build --wait && $(COMPOSE) $(SERVICES) cp certs:/app/owners/operator/ca.pem certs/compose-ca.pem
 
-stop: deployments/.env ## docker compose: stop all of it; the volumes stay
-	$(COMPOSE) $(SERVICES) $(LOGS) down
+stop: ## docker compose: stop all of it; the volumes stay
+	docker compose -p marketplace down
 
 advisories: ## what RustSec knows about the dependencies; needs a network
 	.ci/deny check advisories

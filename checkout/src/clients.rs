@@ -10,7 +10,7 @@ pub mod turn;
 use std::{future::Future, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use platform::grpc::Deadline;
+use platform::{grpc::Deadline, state_log::StateLog};
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -69,6 +69,18 @@ fn waits() -> impl Iterator<Item = Duration> {
 /// A neighbour that knows of the deadline may give up a little sooner than we do.
 fn was_cut_short(status: &Status, deadline: Deadline) -> bool {
     status.code() == Code::DeadlineExceeded && deadline.remaining() <= 2 * TIME_TO_ANSWER
+}
+
+static LOMS: StateLog = StateLog::new("loms unavailable", "loms is available again");
+static PRODUCTS: StateLog = StateLog::new("products unavailable", "products is available again");
+
+/// Of a neighbour, by its name.
+pub(crate) fn state(neighbour: &str) -> &'static StateLog {
+    if neighbour == loms::NAME {
+        &LOMS
+    } else {
+        &PRODUCTS
+    }
 }
 
 /// What a failed call means for our caller.

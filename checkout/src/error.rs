@@ -5,13 +5,18 @@ use platform::{
     error::{Code, Detail, Fault, LISTED, Violation},
     grpc::Deadline,
     pg,
+    state_log::StateLog,
     tasks::TaskFailed,
 };
 
 use crate::{
     cart::{MAX_SKUS, Quantity, Sku},
+    clients,
     purchase::{OrderId, Shortage},
 };
+
+/// For whatever reason: callers with little time are among them.
+static LATE: StateLog = StateLog::new("answers too late", "answers are in time again");
 
 /// A refusal or a failure of the service.
 #[derive(Debug, thiserror::Error)]
@@ -177,14 +182,14 @@ impl Error {
     /// Once for each error: on its way out, or where a worker goes on without it.
     pub fn log(&self) {
         match self {
-            Self::NeighbourAway { neighbour, cause } => {
-                tracing::warn!(neighbour, error = %cause, "neighbour away");
-            }
+            Self::NeighbourAway { neighbour, cause } => clients::state(neighbour).failed(cause),
             Self::OrderUndecided { order } => {
                 tracing::warn!(order.id = order.0, "order not decided")
             }
-            Self::NeighbourBusy { neighbour } => tracing::warn!(neighbour, "neighbour busy"),
-            Self::Late { waited_for } => tracing::warn!(waited_for, "answer too late"),
+            Self::NeighbourBusy { neighbour } => {
+                clients::state(neighbour).failed(&"it has too much to do");
+            }
+            Self::Late { waited_for } => LATE.failed(waited_for),
             Self::NeighbourBroken { neighbour, cause } => {
                 tracing::error!(neighbour, error = %cause, "neighbour answered nonsense");
             }

@@ -12,6 +12,7 @@ use fail::fail_point;
 use platform::{
     grpc::Deadline,
     pg::{self, Db as PgConnection, Pool},
+    state_log::StateLog,
     tasks::Tasks,
 };
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,13 @@ use crate::{
     purchase::{self, IdempotencyKey, OpenPurchase, Order, OrderId, Outcome, Start, Verdict},
     store::{self, purchases::Loaded},
 };
+
+static NOT_NOTED: StateLog = StateLog::new(
+    "whether the outcome is told was not noted",
+    "whether outcomes are told is noted again",
+);
+static NOT_POSTPONED: StateLog =
+    StateLog::new("purchase not postponed", "purchases are postponed again");
 
 /// The use case; clones share everything.
 #[derive(Clone)]
@@ -307,7 +315,7 @@ impl Purchases {
             let mark =
                 async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
             if let Err(error) = self.pool.repeatable(mark).await {
-                tracing::warn!(purchase.id = %id, error = %error, "whether the outcome is told was not noted");
+                NOT_NOTED.failed(&format_args!("purchase {id}: {error}"));
                 return;
             }
         }
@@ -319,7 +327,7 @@ impl Purchases {
         let wait = purchase::backoff(attempts, first, most, rand::random());
         let postpone = async |db: &mut PgConnection| store::recovery::postpone(db, id, wait).await;
         if let Err(error) = self.pool.repeatable(postpone).await {
-            tracing::warn!(purchase.id = %id, error = %error, "purchase not postponed");
+            NOT_POSTPONED.failed(&format_args!("purchase {id}: {error}"));
         }
     }
 }

@@ -165,10 +165,12 @@ pub async fn run(seconds: u64, page: &Path, binaries: &Binaries) -> Result<()> {
         let seconds = seconds.to_string();
         let words = row.command.split(' ').chain(["--seconds", &seconds]);
         let what = Line::try_parse_from(words)?.what;
-        let measured = load::measured(&what, Some(binaries.clone()));
+        let said = |report: Report| {
+            print!("{}", report.text());
+            report.expect_clean().map(|()| report)
+        };
+        let measured = load::measured(&what, Some(binaries.clone()), said);
         let report = stop.interrupts(measured).await?;
-        print!("{}", report.text());
-        report.expect_clean()?;
         ceiling = ceiling.or(report.figure("orders_per_second"));
         let bars: Vec<_> = row
             .bars

@@ -59,18 +59,42 @@ pub fn owners() -> impl Iterator<Item = &'static str> {
     SERVERS.into_iter().chain([OPERATOR])
 }
 
+/// How a set lies in its folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// All of it, in one folder.
+    Together,
+    /// A folder for each owner, by its name, with the authority and the owner's certificate and key: what is mounted into
+    /// its container and no other.
+    Apart,
+}
+
+impl Layout {
+    fn folder(self, dir: &Path, owner: &str) -> PathBuf {
+        match self {
+            Layout::Together => dir.to_owned(),
+            Layout::Apart => dir.join(owner),
+        }
+    }
+}
+
 /// Writes a set where there is none, keeps one that is valid, refuses to touch one that is not, unless `force`.
-pub fn ensure(dir: &Path, force: bool) -> Result<Outcome> {
-    let files = owners()
-        .flat_map(|owner| [cert(dir, owner), key(dir, owner)])
-        .chain([ca(dir)]);
+pub fn ensure(dir: &Path, layout: Layout, force: bool) -> Result<Outcome> {
+    let files = owners().flat_map(|owner| {
+        let folder = layout.folder(dir, owner);
+        [ca(&folder), cert(&folder, owner), key(&folder, owner)]
+    });
     if force || files.into_iter().all(|file| !file.exists()) {
-        write(dir)?;
+        write(dir, layout)?;
         return Ok(Outcome::Written);
     }
-    verify(dir).map_err(|error| {
+    verify(dir, layout).map_err(|error| {
+        let apart = match layout {
+            Layout::Together => "",
+            Layout::Apart => " --apart",
+        };
         let remedy = format!(
-            "correct it, or write a new set with `devstack certs --force --dir {}`",
+            "correct it, or write a new set with `devstack certs --force{apart} --dir {}`",
             dir.display()
         );
         Misuse::error(format!("{error:#}"), remedy)
@@ -79,11 +103,12 @@ pub fn ensure(dir: &Path, force: bool) -> Result<Outcome> {
 }
 
 /// Writes a new authority and new certificates over whatever is there.
-pub fn write(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+pub fn write(dir: &Path, layout: Layout) -> Result<()> {
     let issuer = CertifiedIssuer::self_signed(authority()?, KeyPair::generate()?)?;
-    write_file(&ca(dir), &issuer.pem(), 0o644)?;
     for owner in owners() {
+        let dir = &layout.folder(dir, owner);
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+        write_file(&ca(dir), &issuer.pem(), 0o644)?;
         let key_pair = KeyPair::generate()?;
         let signed = params(owner)?.signed_by(&key_pair, &issuer)?;
         write_file(&cert(dir, owner), &signed.pem(), 0o644)?;
@@ -92,12 +117,23 @@ pub fn write(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether every certificate is there, within its time, signed by the authority for every name, and fits its key.
-pub fn verify(dir: &Path) -> Result<()> {
+/// Whether every certificate is there, within its time, signed by one authority for every name, and fits its key.
+pub fn verify(dir: &Path, layout: Layout) -> Result<()> {
+    let mut authorities = owners().map(|owner| ca(&layout.folder(dir, owner)));
+    let first = authorities.next().context("a set has owners")?;
+    let root = read_cert(&first)?;
+    for other in authorities {
+        anyhow::ensure!(
+            read_cert(&other)? == root,
+            "{} is another authority than {}",
+            other.display(),
+            first.display()
+        );
+    }
     let mut roots = RootCertStore::empty();
     roots
-        .add(read_cert(&ca(dir))?)
-        .with_context(|| format!("{} is no authority", ca(dir).display()))?;
+        .add(root)
+        .with_context(|| format!("{} is no authority", first.display()))?;
     let (roots, provider) = (
         Arc::new(roots),
         Arc::new(rustls::crypto::ring::default_provider()),
@@ -106,6 +142,7 @@ pub fn verify(dir: &Path) -> Result<()> {
         WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
     let caller = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
     for owner in owners() {
+        let dir = &layout.folder(dir, owner);
         let shown = cert(dir, owner).display().to_string();
         let certificate = read_cert(&cert(dir, owner))?;
         caller
@@ -213,23 +250,32 @@ mod tests {
     #[test]
     fn a_valid_set_is_kept_and_a_broken_one_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(ensure(dir.path(), false).unwrap(), Outcome::Written);
+        assert_eq!(
+            ensure(dir.path(), Layout::Together, false).unwrap(),
+            Outcome::Written
+        );
         let first = fs::read(cert(dir.path(), "loms")).unwrap();
-        assert_eq!(ensure(dir.path(), false).unwrap(), Outcome::Kept);
+        assert_eq!(
+            ensure(dir.path(), Layout::Together, false).unwrap(),
+            Outcome::Kept
+        );
         assert_eq!(fs::read(cert(dir.path(), "loms")).unwrap(), first);
 
         fs::copy(key(dir.path(), "checkout"), key(dir.path(), "loms")).unwrap();
-        let error = ensure(dir.path(), false).unwrap_err();
+        let error = ensure(dir.path(), Layout::Together, false).unwrap_err();
         assert!(
             error.is::<Misuse>() && error.to_string().contains("loms-key.pem"),
             "{error}"
         );
-        assert_eq!(ensure(dir.path(), true).unwrap(), Outcome::Written);
-        verify(dir.path()).unwrap();
+        assert_eq!(
+            ensure(dir.path(), Layout::Together, true).unwrap(),
+            Outcome::Written
+        );
+        verify(dir.path(), Layout::Together).unwrap();
 
         fs::remove_file(cert(dir.path(), "products")).unwrap();
         assert!(
-            ensure(dir.path(), false)
+            ensure(dir.path(), Layout::Together, false)
                 .unwrap_err()
                 .to_string()
                 .contains("products.pem")
@@ -240,7 +286,7 @@ mod tests {
     fn keys_are_for_their_owner_only() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(key(dir.path(), "loms"), "left by someone").unwrap();
-        write(dir.path()).unwrap();
+        write(dir.path(), Layout::Together).unwrap();
         for owner in owners() {
             let mode = fs::metadata(key(dir.path(), owner))
                 .unwrap()
@@ -248,5 +294,41 @@ mod tests {
                 .mode();
             assert_eq!(mode & 0o777, 0o600, "{owner}");
         }
+    }
+
+    #[test]
+    fn an_owner_has_a_folder_with_its_own_key_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let ensure = |force| ensure(dir.path(), Layout::Apart, force);
+        assert_eq!(ensure(false).unwrap(), Outcome::Written);
+        assert_eq!(ensure(false).unwrap(), Outcome::Kept);
+        for owner in owners() {
+            let found = fs::read_dir(dir.path().join(owner)).unwrap();
+            let mut found: Vec<_> = found
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .collect();
+            found.sort();
+            let mut own = [
+                "ca.pem".to_owned(),
+                format!("{owner}-key.pem"),
+                format!("{owner}.pem"),
+            ];
+            own.sort();
+            assert_eq!(found, own, "{owner}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), owners().count());
+
+        // a folder of another set: its pair is whole, and nobody would believe it
+        let other = tempfile::tempdir().unwrap();
+        write(other.path(), Layout::Apart).unwrap();
+        for file in fs::read_dir(other.path().join("loms")).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), dir.path().join("loms").join(file.file_name())).unwrap();
+        }
+        let error = ensure(false).unwrap_err().to_string();
+        assert!(error.contains("loms/ca.pem"), "{error}");
+        assert!(error.contains("--force --apart"), "{error}");
+        assert_eq!(ensure(true).unwrap(), Outcome::Written);
+        verify(dir.path(), Layout::Apart).unwrap();
     }
 }

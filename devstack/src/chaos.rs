@@ -37,6 +37,7 @@ use self::{faults::Schedule, recount::recount as judge, report::Material, snapsh
 use crate::{
     binaries::Binaries,
     broker,
+    failure::after_cleanup,
     kafka::Tools,
     postgres,
     signals::Stop,
@@ -104,11 +105,13 @@ pub async fn run(order: &Order, binaries: Binaries) -> Result<ExitCode> {
     if disturbed.is_err() {
         eprintln!("{}", stack.logs());
     }
-    let stopped = stop.impatient(stack.stop()).await;
-    let (report, _) = disturbed?;
-    stopped?;
+    let said = disturbed.and_then(|(report, _)| say_report(order, &report));
+    after_cleanup(said, stop.impatient(stack.stop()).await)
+}
+
+fn say_report(order: &Order, report: &Report) -> Result<ExitCode> {
     if let Some(file) = &order.json {
-        let json = serde_json::to_string_pretty(&report)?;
+        let json = serde_json::to_string_pretty(report)?;
         std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     for line in report.lines() {

@@ -9,7 +9,7 @@ use crate::{
     bench,
     binaries::Binaries,
     certs, chaos, demo,
-    failure::{self, Interrupted},
+    failure::{self, Interrupted, code_after_cleanup},
     kafka::{Kafka, Tools},
     kafka_owner, load, mock_owner,
     postgres::{self, Server},
@@ -130,6 +130,9 @@ struct CertsArgs {
     /// Where they go
     #[arg(long, default_value = "certs")]
     dir: PathBuf,
+    /// A folder for each owner, with the authority and its own key only
+    #[arg(long)]
+    apart: bool,
     /// Write new ones over those that are there
     #[arg(long)]
     force: bool,
@@ -295,7 +298,12 @@ async fn binaries(args: &BuildArgs) -> Result<Binaries> {
 
 fn write_certs(args: &CertsArgs) -> Result<()> {
     let dir = args.dir.display();
-    match certs::ensure(&args.dir, args.force)? {
+    let layout = if args.apart {
+        certs::Layout::Apart
+    } else {
+        certs::Layout::Together
+    };
+    match certs::ensure(&args.dir, layout, args.force)? {
         certs::Outcome::Written => println!(
             "wrote ca.pem and certificates for {} to {dir}",
             certs::owners().collect::<Vec<_>>().join(", ")
@@ -360,7 +368,7 @@ async fn pg(args: PgArgs) -> Result<ExitCode> {
     let stopped = stop.impatient(server.stop()).await;
     match outcome {
         Err(error) if error.is::<Interrupted>() => Err(error),
-        outcome => outcome.and_then(|code| stopped.map(|()| code)),
+        outcome => code_after_cleanup(outcome, stopped),
     }
 }
 
@@ -383,5 +391,5 @@ async fn kafka(args: KafkaArgs) -> Result<ExitCode> {
         }
     };
     let stopped = stop.impatient(kafka.stop()).await;
-    outcome.and_then(|code| stopped.map(|()| code))
+    code_after_cleanup(outcome, stopped)
 }

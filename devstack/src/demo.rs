@@ -18,6 +18,7 @@ use self::walk::Walk;
 use crate::{
     binaries::Binaries,
     clients::{Clients, period_around_now},
+    failure::after_cleanup,
     signals::Stop,
     stack::{Options, Stack},
 };
@@ -50,15 +51,14 @@ pub async fn run(binaries: Binaries) -> Result<()> {
     if walked.is_err() {
         eprintln!("{}", stack.logs());
     }
-    let stopped = stop.impatient(stack.stop()).await;
-    let walk = walked?;
-    stopped?;
-    let (steps, checks) = walk.counts();
-    let seconds = since.elapsed().as_secs_f32();
-    println!(
-        "\nA purchase runs end to end: {steps} steps, {checks} checks, all as they should be, in {seconds:.0} s."
-    );
-    Ok(())
+    let walked = walked.map(|walk| {
+        let (steps, checks) = walk.counts();
+        let seconds = since.elapsed().as_secs_f32();
+        println!(
+            "\nA purchase runs end to end: {steps} steps, {checks} checks, all as they should be, in {seconds:.0} s."
+        );
+    });
+    after_cleanup(walked, stop.impatient(stack.stop()).await)
 }
 
 /// The walk itself, for a stack whose payment timeout is a few seconds.

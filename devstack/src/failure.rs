@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use anyhow::Result;
+
 /// EX_USAGE of sysexits.h: the command or its surroundings are wrong, not the program.
 const MISUSE: u8 = 64;
 /// What a shell reports for a command that Ctrl-C ended: 128 + SIGINT.
@@ -47,6 +49,28 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// How a command ends, whose result was printed before it cleaned up: a clean-up that failed is reported, and takes nothing
+/// from what was found before it.
+pub fn after_cleanup<T>(outcome: Result<T>, cleaned: Result<()>) -> Result<T> {
+    match (outcome, cleaned) {
+        (outcome, Ok(())) => outcome,
+        (Ok(_), Err(cleaning)) => Err(cleaning.context("cleaning up")),
+        (Err(error), Err(cleaning)) => {
+            eprintln!("devstack: cleaning up: {cleaning:#}");
+            Err(error)
+        }
+    }
+}
+
+/// [`after_cleanup`] of a command of others, whose exit code is the result.
+pub fn code_after_cleanup(outcome: Result<ExitCode>, cleaned: Result<()>) -> Result<ExitCode> {
+    if let (Ok(_), Err(cleaning)) = (&outcome, &cleaned) {
+        eprintln!("devstack: cleaning up: {cleaning:#}");
+        return outcome;
+    }
+    after_cleanup(outcome, cleaned)
 }
 
 /// The code for a command line that clap refuses.

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::{
     binaries::Binaries,
+    failure::after_cleanup,
     signals::Stop,
     stack::{Options, merge},
 };
@@ -35,12 +36,16 @@ pub use what::{Plan, What};
 
 /// Runs it, prints the report, and fails if the audit does.
 pub async fn run(what: &What, binaries: Option<Binaries>) -> Result<()> {
-    let plan = what.plan();
     let mut stop = Stop::listen()?;
-    let report = stop.interrupts(measured(what, binaries)).await?;
+    let said = |report| say(what, &report);
+    stop.interrupts(measured(what, binaries, said)).await
+}
+
+fn say(what: &What, report: &Report) -> Result<()> {
     print!("{}", report.text());
+    let plan = what.plan();
     if let Some(file) = &plan.json {
-        let json = serde_json::to_string_pretty(&report)?;
+        let json = serde_json::to_string_pretty(report)?;
         std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     if matches!(what, What::Overload(_)) {
@@ -49,8 +54,12 @@ pub async fn run(what: &What, binaries: Option<Binaries>) -> Result<()> {
     report.expect_clean()
 }
 
-/// One run on a target of its own, or on one that runs.
-pub(crate) async fn measured(what: &What, binaries: Option<Binaries>) -> Result<Report> {
+/// One run on a target of its own, or on one that runs. `say` has the report before the target is stopped.
+pub(crate) async fn measured<T>(
+    what: &What,
+    binaries: Option<Binaries>,
+    say: impl FnOnce(Report) -> Result<T>,
+) -> Result<T> {
     let plan = what.plan();
     let mut target = match (&plan.addr, binaries) {
         (Some(grpc), _) => Target::at(&Address {
@@ -74,10 +83,7 @@ pub(crate) async fn measured(what: &What, binaries: Option<Binaries>) -> Result<
         (None, None) => anyhow::bail!("neither a server nor the services' binaries"),
     };
     let outcome = on_target(what, &mut target).await;
-    let stopped = target.stop().await;
-    let report = outcome?;
-    stopped?;
-    Ok(report)
+    after_cleanup(outcome.and_then(say), target.stop().await)
 }
 
 /// Short enough for mixed orders to expire while it runs, long enough never to in the others.

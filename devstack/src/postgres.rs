@@ -263,8 +263,10 @@ fn data_dir(root: bool) -> Result<PathBuf> {
     let base = candidates
         .iter()
         .find(|dir| dir.is_dir() && (!root || open_to_all(dir)));
-    let base = base
-        .ok_or_else(|| Misuse::error("no temporary folder for PostgreSQL", "set TMPDIR to one"))?;
+    let base = base.ok_or_else(|| {
+        let remedy = "set TMPDIR to one that every user may write to";
+        Misuse::error("no temporary folder for PostgreSQL", remedy)
+    })?;
     let dir = tempfile::Builder::new()
         .prefix("devstack-pg-")
         // the password is in there
@@ -306,11 +308,13 @@ fn give(dir: &Path, root: bool) -> Result<()> {
     Ok(())
 }
 
-/// Whether every user may pass through the folder: it and all above it are executable by others.
+/// Whether every user may make folders here and remove them again: it is writable by others, it and all above it are
+/// executable by them. Who owns the server is not root, and removes the data however we end.
 fn open_to_all(dir: &Path) -> bool {
-    let passable = |dir: &Path| {
-        dir.metadata()
-            .is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0 || meta.uid() == UNPRIVILEGED)
+    let allows = |dir: &Path, mode: u32| {
+        dir.metadata().is_ok_and(|meta| {
+            meta.permissions().mode() & mode == mode || meta.uid() == UNPRIVILEGED
+        })
     };
-    dir.ancestors().all(passable)
+    allows(dir, 0o003) && dir.ancestors().all(|dir| allows(dir, 0o001))
 }

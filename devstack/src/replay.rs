@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     binaries::Binaries,
-    failure::Misuse,
+    failure::{Misuse, after_cleanup},
     retail::Folder,
     signals::Stop,
     stack::{Options, Stack},
@@ -55,16 +55,17 @@ pub async fn run(plan: &Plan, binaries: Binaries) -> Result<()> {
         .interrupts(Stack::start(&Options::new(binaries)))
         .await?;
     let played = stop.interrupts(play_and_count(plan, &folder, &stack)).await;
-    let stopped = stop.impatient(stack.stop()).await;
-    let outcome = played?;
-    stopped?;
+    let judged = played.and_then(|outcome| say(plan, &folder, &outcome, &expected));
+    after_cleanup(judged, stop.impatient(stack.stop()).await)
+}
 
-    let json = serde_json::to_string_pretty(&outcome)?;
+fn say(plan: &Plan, folder: &Folder, outcome: &Outcome, expected: &Value) -> Result<()> {
+    let json = serde_json::to_string_pretty(outcome)?;
     println!("{json}");
     if let Some(file) = &plan.json {
         std::fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
-    judge(plan, &folder, &outcome, &expected)
+    judge(plan, folder, outcome, expected)
 }
 
 fn read_expected(dir: &Path) -> Result<Value> {

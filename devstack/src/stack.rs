@@ -100,7 +100,7 @@ impl Stack {
             Some(certs) => std::path::absolute(certs)?,
             None => {
                 let certs = dir.path().join("certs");
-                certs::write(&certs)?;
+                certs::write(&certs, certs::Layout::Together)?;
                 certs
             }
         };

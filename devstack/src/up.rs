@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use crate::{
     binaries::{Binaries, SERVICES},
     certs,
-    failure::{Interrupted, Misuse},
+    failure::{Interrupted, Misuse, after_cleanup},
     ports::Ports,
     signals::Stop,
     stack::{Options, Stack},
@@ -24,7 +24,7 @@ const CERTS: &str = "certs";
 /// Starts the stack with the retail stock and stays.
 pub async fn run(binaries: Binaries) -> Result<()> {
     check_ports()?;
-    if certs::ensure(Path::new(CERTS), false)? == certs::Outcome::Written {
+    if certs::ensure(Path::new(CERTS), certs::Layout::Together, false)? == certs::Outcome::Written {
         println!("wrote development certificates to {CERTS}/");
     }
     let mut stop = Stop::listen()?;
@@ -41,7 +41,7 @@ pub async fn run(binaries: Binaries) -> Result<()> {
     match outcome {
         // Ctrl-C is how this command is meant to end
         Err(error) if error.is::<Interrupted>() => stopped,
-        outcome => outcome.and(stopped),
+        outcome => after_cleanup(outcome, stopped),
     }
 }
 

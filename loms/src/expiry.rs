@@ -5,6 +5,7 @@ use std::{sync::LazyLock, time::Duration};
 use platform::{
     grpc::registered,
     pg::{self, Db as PgConnection, Failure, Pool, Tx},
+    state_log::StateLog,
     tasks::Tasks,
     telemetry,
 };
@@ -31,6 +32,8 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// and the sweeper holds the stock that new orders wait for.
 const REST: f64 = 0.65;
 
+static SWEEPS: StateLog = StateLog::new("sweep failed", "unpaid orders are swept again");
+
 /// Starts the sweeper, which has a connection of its own.
 pub(crate) fn start(db: Pool, batch: i64, relay: Relay, tasks: &Tasks) {
     LazyLock::force(&LATENESS);
@@ -38,11 +41,12 @@ pub(crate) fn start(db: Pool, batch: i64, relay: Relay, tasks: &Tasks) {
     tasks.worker("expiry", async move {
         loop {
             let began = Instant::now();
-            let pause = match step(&db, batch, &relay).await {
+            let swept = step(&db, batch, &relay).await;
+            let pause = match swept.inspect(|_| SWEEPS.works()) {
                 Ok(None) => began.elapsed().mul_f64(REST),
                 Ok(Some(pause)) => pause,
                 Err(error) => {
-                    tracing::warn!(error = %error, "sweep failed");
+                    SWEEPS.failed(&error);
                     LONGEST_SLEEP
                 }
             };

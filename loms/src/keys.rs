@@ -9,6 +9,7 @@ use std::{
 use platform::{
     grpc::registered,
     pg::{self, Db as PgConnection, Pool},
+    state_log::StateLog,
     tasks::Tasks,
 };
 use prometheus::IntCounter;
@@ -20,18 +21,24 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// An interval of 0 in the config must not turn the worker into a busy loop.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
+static SWEEPS: StateLog = StateLog::new(
+    "sweep of idempotency keys failed",
+    "idempotency keys are swept again",
+);
+
 /// Starts the sweeper, which has a connection of its own; so that callers cannot stop it.
 pub(crate) fn start(db: Pool, config: KeysConfig, tasks: &Tasks) {
     let stopping = tasks.stopping();
     tasks.worker("keys", async move {
         loop {
             let began = Instant::now();
-            let pause = match step(&db, &config).await {
+            let swept = step(&db, &config).await;
+            let pause = match swept.inspect(|_| SWEEPS.works()) {
                 // as long as the batch took: orders have the other half of the disk's time
                 Ok(true) => began.elapsed(),
                 Ok(false) => asleep(config.sweep_every),
                 Err(error) => {
-                    tracing::warn!(error = %error, "sweep of idempotency keys failed");
+                    SWEEPS.failed(&error);
                     asleep(config.sweep_every.min(LONGEST_RETRY))
                 }
             };

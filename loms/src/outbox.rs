@@ -12,6 +12,7 @@ use std::{
 use platform::{
     grpc::registered,
     pg::{self, Db as PgConnection, Pool},
+    state_log::StateLog,
     tasks::Tasks,
 };
 use prometheus::{Gauge, IntCounter, IntGauge};
@@ -51,6 +52,8 @@ const LAST_WAIT: Duration = Duration::from_secs(2);
 const PACE: Duration = Duration::from_millis(20);
 /// Between two looks at how much waits.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+static SENDING: StateLog = StateLog::new("events were not sent", "events are sent again");
 
 /// Starts the relay, which has a connection of its own; a database that is silent for longer than `bound` is given up.
 pub(crate) fn start(
@@ -104,6 +107,7 @@ impl Worker {
             let began = Instant::now();
             let watch = watched.is_none_or(|last| began - last >= WATCH_EVERY);
             let sent = self.step(watch).await;
+            let sent = sent.inspect(|_| SENDING.works());
             if watch {
                 watched = Some(began);
             }
@@ -119,7 +123,7 @@ impl Worker {
                 }
                 Ok(_) => self.config.poll_interval,
                 Err(error) => {
-                    tracing::warn!(error = %format!("{error:#}"), "events were not sent, trying again");
+                    SENDING.failed(&format_args!("{error:#}"));
                     self.config.poll_interval * 2
                 }
             };

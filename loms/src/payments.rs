@@ -12,6 +12,7 @@ use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
     pg::{self, Db as PgConnection, Failure, Pool},
+    state_log::StateLog,
     tasks::Tasks,
     telemetry,
 };
@@ -129,6 +130,8 @@ struct Payer {
     queue: mpsc::Receiver<Waiting>,
 }
 
+static BATCHES: StateLog = StateLog::new("batch of payments failed", "payments are written again");
+
 impl Payer {
     /// Takes what is waiting, and never waits for more.
     async fn run(&mut self) {
@@ -154,6 +157,7 @@ impl Payer {
         let written = AssertUnwindSafe(self.db.with_connection(work).instrument(span));
         let verdicts = match written.catch_unwind().await {
             Ok(Ok((verdicts, payed))) => {
+                BATCHES.works();
                 if payed > 0 {
                     count_transition(Status::Payed, payed);
                     self.relay.wake();
@@ -161,7 +165,11 @@ impl Payer {
                 verdicts
             }
             Ok(Err(error)) => {
-                error.log();
+                if error.failure().passes() {
+                    BATCHES.failed(&error);
+                } else {
+                    error.log();
+                }
                 let failure = error.failure();
                 let verdict = |_: &Change| match failure {
                     // alone, a payment meets only its own trouble

@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
     pg::{self, Db as PgConnection, Failure, Pool},
+    state_log::StateLog,
     tasks::Tasks,
     telemetry,
 };
@@ -118,6 +119,12 @@ struct Placer {
     ids: OrderIds,
 }
 
+static BATCHES: StateLog = StateLog::new("batch failed", "orders are placed again");
+static HELD: StateLog = StateLog::new(
+    "stock is held, orders are refused",
+    "no order is refused for held stock",
+);
+
 impl Placer {
     async fn run(&mut self) {
         while let Some(batch) = self.next_batch().await {
@@ -183,7 +190,8 @@ impl Placer {
         let look = async |db: &mut PgConnection| store::find_held_skus(db, &suspects).await;
         match self.db.repeatable(look).await {
             Ok(held) => self.held = held,
-            Err(error) => tracing::warn!(error = %error, "held stock was not found"),
+            // the batch has failed before it, and said so
+            Err(error) => BATCHES.failed(&error),
         }
         let wants_held = |waiting: &Waiting| {
             let mut skus = waiting.order.lines.iter().map(|(sku, _)| sku);
@@ -191,11 +199,8 @@ impl Placer {
         };
         let (away, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(wants_held);
         if !away.is_empty() {
-            tracing::warn!(
-                stock.held = self.held.len(),
-                orders = away.len(),
-                "stock is held, orders are refused"
-            );
+            let (skus, orders) = (self.held.len(), away.len());
+            HELD.failed(&format_args!("{skus} SKUs locked, {orders} orders refused"));
         }
         for waiting in away {
             waiting.reply.send(Err(Error::StockLocked)).ok();
@@ -247,10 +252,18 @@ impl Placer {
             outcome = self.place_together(orders).await;
         }
         let error = match outcome {
-            Ok(answers) => return Some(answers),
+            Ok(answers) => {
+                BATCHES.works();
+                HELD.works();
+                return Some(answers);
+            }
             Err(error) => error,
         };
-        error.log();
+        if error.failure().passes() {
+            BATCHES.failed(&error);
+        } else {
+            error.log();
+        }
         let answers = match error.failure() {
             Failure::Locked => return None,
             // one order hurts a constraint, or meets rows that are wrong: alone it hurts only itself

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use platform::grpc::registered;
+use platform::{grpc::registered, state_log::StateLog};
 use prometheus::{IntGauge, IntGaugeVec, Opts};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
@@ -18,6 +18,10 @@ use rdkafka::{
     error::KafkaResult,
 };
 use tokio_util::sync::CancellationToken;
+
+pub(crate) static OFFSETS: StateLog =
+    StateLog::new("offsets not committed", "offsets are committed again");
+static REBALANCES: StateLog = StateLog::new("rebalance failed", "partitions are assigned again");
 
 /// Shows what is measured before there is anything to measure.
 pub(crate) fn show_metrics() {
@@ -132,6 +136,7 @@ impl ConsumerContext for Assignment {
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(partitions) => {
+                REBALANCES.works();
                 let ids = ids(partitions);
                 tracing::info!(partitions = ?ids, "partitions assigned");
                 let mut owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,14 +154,15 @@ impl ConsumerContext for Assignment {
                 }
             }
             Rebalance::Revoke(_) => {}
-            Rebalance::Error(error) => tracing::warn!(error = %error, "rebalance failed"),
+            Rebalance::Error(error) => REBALANCES.failed(error),
         }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        if let Err(error) = result {
+        match result {
+            Ok(()) => OFFSETS.works(),
             // they will be read, and recognised, again
-            tracing::warn!(error = %error, "offsets not committed");
+            Err(error) => OFFSETS.failed(&error),
         }
     }
 }

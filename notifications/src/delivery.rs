@@ -9,6 +9,7 @@ use platform::{
     error::StartError,
     grpc::registered,
     pg::{self, Db as PgConnection, Pool},
+    state_log::StateLog,
 };
 use prometheus::{IntCounterVec, Opts};
 use tokio::{sync::Notify, time::Instant};
@@ -26,6 +27,8 @@ use crate::{
 
 /// What a step waits after the database failed, at first and at most.
 const DATABASE_BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+static STEPS: StateLog = StateLog::new("delivery step failed", "messages are delivered again");
 
 static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let opts = Opts::new(
@@ -103,12 +106,13 @@ impl Delivery {
         while !stopping.is_cancelled() {
             let next = match self.step(&mut flights).await {
                 Ok(next) => {
+                    STEPS.works();
                     failures = 0;
                     next
                 }
                 Err(error) => {
                     failures += 1;
-                    tracing::warn!(error = %error, failures, "delivery step failed");
+                    STEPS.failed(&error);
                     Next::Rest(backoff(DATABASE_BACKOFF.0, DATABASE_BACKOFF.1, failures))
                 }
             };

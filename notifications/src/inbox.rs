@@ -8,7 +8,8 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fail::fail_point;
 use futures::FutureExt as _;
 use platform::{
-    config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::Pool, telemetry,
+    config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::Pool, state_log::StateLog,
+    telemetry,
 };
 use prometheus::IntCounter;
 use rdkafka::{
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::{
-    assignment::{self, Assignment},
+    assignment::{self, Assignment, OFFSETS},
     config::InboxConfig,
     dead_letters::DeadLetters,
     event::Received,
@@ -36,6 +37,12 @@ use crate::{
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the broker may take for an answer about the lag; stopping waits for it.
 const BROKER_BOUND: Duration = Duration::from_secs(1);
+
+static SETTLING: StateLog = StateLog::new("batch not settled", "batches are settled again");
+static KAFKA: StateLog = StateLog::new(
+    "kafka does not answer as it should",
+    "kafka answers as it should",
+);
 
 static SAVED: LazyLock<IntCounter> = LazyLock::new(|| {
     registered(IntCounter::new(
@@ -58,7 +65,6 @@ pub struct Inbox {
     topic: String,
     config: InboxConfig,
     saved: Arc<Notify>,
-    complaint: Option<String>,
 }
 
 impl Inbox {
@@ -97,7 +103,6 @@ impl Inbox {
             topic,
             config,
             saved,
-            complaint: None,
         })
     }
 
@@ -133,12 +138,12 @@ impl Inbox {
     /// Waits for a record, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
     async fn fill(&mut self, hand: &mut Hand) -> KafkaResult<()> {
         let polled = self.consumer.recv().await;
-        take(&self.consumer, &mut self.complaint, hand, polled)?;
+        take(&self.consumer, hand, polled)?;
         while hand.len() < self.config.batch {
             let Some(polled) = self.consumer.recv().now_or_never() else {
                 break;
             };
-            take(&self.consumer, &mut self.complaint, hand, polled)?;
+            take(&self.consumer, hand, polled)?;
         }
         Ok(())
     }
@@ -154,7 +159,7 @@ impl Inbox {
         let mut failed = false;
         while let Err(error) = self.try_settle(hand).await {
             let wait = waits.next().unwrap_or(self.config.longest_backoff);
-            tracing::warn!(error = %format!("{error:#}"), retry_ms = wait.as_millis() as u64, "batch not settled");
+            SETTLING.failed(&format_args!("{error:#}"));
             if !failed {
                 self.consumer.context().pause(&*self.consumer)?;
                 failed = true;
@@ -166,8 +171,8 @@ impl Inbox {
         }
         if failed {
             self.consumer.context().resume(&*self.consumer)?;
-            tracing::info!("batch settled, consuming again");
         }
+        SETTLING.works();
         Ok(())
     }
 
@@ -175,7 +180,7 @@ impl Inbox {
     async fn keep_polling(&mut self, hand: &mut Hand, wait: Duration) -> KafkaResult<()> {
         let until = Instant::now() + wait;
         while let Ok(polled) = tokio::time::timeout_at(until, self.consumer.recv()).await {
-            take(&self.consumer, &mut self.complaint, hand, polled)?;
+            take(&self.consumer, hand, polled)?;
         }
         Ok(())
     }
@@ -259,7 +264,7 @@ impl Inbox {
             let _ = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next));
         }
         if let Err(error) = self.consumer.commit(&offsets, CommitMode::Async) {
-            tracing::warn!(error = %error, "offsets not committed");
+            OFFSETS.failed(&error);
         }
     }
 }
@@ -287,7 +292,6 @@ async fn watch_lag(consumer: Arc<StreamConsumer<Assignment>>, ended: Cancellatio
 /// was handed out, and the same partition may be back already.
 fn take(
     consumer: &StreamConsumer<Assignment>,
-    complaint: &mut Option<String>,
     hand: &mut Hand,
     polled: KafkaResult<BorrowedMessage<'_>>,
 ) -> KafkaResult<()> {
@@ -295,19 +299,14 @@ fn take(
     match polled {
         Ok(message) => {
             hand.add(&message);
-            *complaint = None;
+            KAFKA.works();
             Ok(())
         }
         Err(KafkaError::MessageConsumptionFatal(code)) => {
             Err(KafkaError::MessageConsumptionFatal(code))
         }
         Err(error) => {
-            // a broker that is away is reported again and again
-            let text = error.to_string();
-            if complaint.as_ref() != Some(&text) {
-                tracing::warn!(error = %text, "kafka does not answer as it should");
-                *complaint = Some(text);
-            }
+            KAFKA.failed(&error);
             Ok(())
         }
     }

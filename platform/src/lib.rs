@@ -20,5 +20,6 @@ pub mod process;
 pub mod readiness;
 mod sections;
 pub mod server;
+pub mod state_log;
 pub mod tasks;
 pub mod telemetry;

@@ -17,6 +17,7 @@ use tower::ServiceExt as _;
 use crate::{
     config::Limits,
     drain::{Socket, Unsent},
+    state_log::StateLog,
     tasks,
 };
 
@@ -87,6 +88,8 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+static ACCEPTING: StateLog = StateLog::new("connection not accepted", "connections are accepted");
+
 fn note(error: &io::Error) {
-    tracing::warn!(error = %error, "connection not accepted");
+    ACCEPTING.failed(error);
 }

@@ -38,6 +38,7 @@ use crate::{
     gelf,
     grpc::registered,
     log::{JsonLines, Wanted},
+    state_log::StateLog,
 };
 
 /// The part of `shutdown_grace` that the traces and the log have.
@@ -258,7 +259,9 @@ fn remote(traceparent: &str) -> opentelemetry::Context {
 )]
 type Jaeger = opentelemetry_jaeger::Exporter;
 
-/// Between two looks for an agent that was not found, and between two complaints.
+static SPANS: StateLog = StateLog::new("spans lost", "spans are sent again");
+
+/// Between two looks for an agent that was not found.
 const AGENT_RETRY: Duration = Duration::from_secs(30);
 /// For a name to resolve.
 const RESOLVE_BOUND: Duration = Duration::from_secs(5);
@@ -270,7 +273,6 @@ struct Agent {
     address: (String, u16),
     exporter: Option<Jaeger>,
     next_look: Instant,
-    next_complaint: Instant,
 }
 
 impl Agent {
@@ -280,7 +282,6 @@ impl Agent {
             address: (config.host.clone(), config.port),
             exporter: None,
             next_look: Instant::now(),
-            next_complaint: Instant::now(),
         }
     }
 
@@ -288,11 +289,10 @@ impl Agent {
         let mut lost = batch.len();
         if let Err(cause) = self.try_send(batch, &mut lost).await {
             lost_spans(self.service).inc_by(lost as u64);
-            if Instant::now() >= self.next_complaint {
-                self.next_complaint = Instant::now() + AGENT_RETRY;
-                let (host, port) = &self.address;
-                tracing::warn!(jaeger.host = %host, jaeger.port = port, error = %cause, "spans lost");
-            }
+            let (host, port) = &self.address;
+            SPANS.failed(&format_args!("{host}:{port}: {cause}"));
+        } else {
+            SPANS.works();
         }
     }
 

@@ -6,14 +6,14 @@ use platform::{client::Client, grpc::Deadline};
 use proto::loms::{self as pb, loms_client::LomsClient};
 use tonic::{Code, Request, Response, Status};
 
-use super::{failure, retry};
+use super::{failure, retry, state};
 use crate::{
     cart::Sku,
     error::Error,
     purchase::{OpenPurchase, Order, OrderId, OrderStatus, Shortage},
 };
 
-const NAME: &str = "loms";
+pub(super) const NAME: &str = "loms";
 
 /// The client; clones share the connection.
 #[derive(Clone)]
@@ -136,12 +136,12 @@ impl Loms {
     {
         let again =
             |status: &Status| (status.code() == Code::Unavailable).then_some(Duration::ZERO);
-        retry(deadline, again, |deadline| {
+        let answer = retry(deadline, again, |deadline| {
             let stub = LomsClient::new(self.client.clone());
             let request = self.client.request(deadline, message.clone());
             self.client.call(deadline, call(stub, request))
-        })
-        .await
+        });
+        answer.await.inspect(|_| state(NAME).works())
     }
 }
 

@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 use super::{
     allowance::{Allowance, Slot},
     flights::{Flight, Flights, State},
-    retry,
+    retry, state,
     turn::Turn,
 };
 use crate::{cart::Sku, config::ProductsConfig, error::Error, metrics::METRICS};
@@ -225,6 +225,7 @@ impl Inner {
         let request = self.client.request(deadline, message);
         let answer = self.client.call(deadline, stub.get_product(request)).await;
         match &answer {
+            Ok(_) => state(NAME).works(),
             Err(status) if status.code() == Code::DeadlineExceeded => {
                 tokio::time::sleep(RESET_GRACE).await;
             }

@@ -182,7 +182,7 @@ impl Target {
             return Ok(None);
         };
         let url = stack.admin_database("loms")?;
-        Ok(Some(PgConnection::connect(&url).await?))
+        Ok(Some(connect(&url).await?))
     }
 
     /// A connection to the database of LOMS, as LOMS has it, if the stack is ours.

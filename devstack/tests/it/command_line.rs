@@ -1,6 +1,13 @@
 //! The commands as a person runs them: exit codes, one clear line for what is wrong, and nothing left running.
 
-use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
+use std::{
+    fs::Permissions,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use devstack::kafka::Tools;
 use serde_json::Value;
@@ -10,7 +17,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::test_stack::{DEVSTACK, binaries, devstack, eventually};
+use crate::{
+    deployments::root,
+    test_stack::{DEVSTACK, binaries, devstack, eventually},
+};
 
 /// A walk takes 20 s on an idle machine, and its own bound is a minute.
 const WALK_BOUND: Duration = Duration::from_secs(150);
@@ -32,6 +42,103 @@ async fn the_demo_walks_to_its_end() {
     assert!(
         summary.starts_with("A purchase runs end to end: "),
         "{stdout}"
+    );
+}
+
+/// devstack with an embedded server, and `tmp` for its temporary folders.
+fn with_tmpdir(tmp: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(DEVSTACK);
+    command
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .env("TMPDIR", tmp)
+        .kill_on_drop(true);
+    command
+}
+
+/// A folder of the data's that only whoever made it may look into: it cannot be removed by the owner of the server, who is
+/// somebody else, nor by ourselves, for whom it has no mode.
+fn spoil(data: &Path) {
+    let kept = data.join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("file"), "").unwrap();
+    std::fs::set_permissions(&kept, Permissions::from_mode(0o000)).unwrap();
+}
+
+/// What [`spoil`] has made, removed by those who may.
+fn restore(data: &Path) {
+    std::fs::set_permissions(data.join("kept"), Permissions::from_mode(0o700)).unwrap();
+    std::fs::remove_dir_all(data).unwrap();
+}
+
+fn data_in(tmp: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(tmp).unwrap();
+    let mut paths = entries.map(|entry| entry.unwrap().path());
+    paths.find(|path| path.to_string_lossy().contains("devstack-pg-"))
+}
+
+#[tokio::test]
+async fn a_temporary_folder_that_others_cannot_write_is_none() {
+    for mode in [0o700, 0o755, 0o1777] {
+        let tmp = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(tmp.path(), Permissions::from_mode(mode)).unwrap();
+        let output = with_tmpdir(tmp.path(), &["pg", "--", "sh", "-c", "exit 7"]).output();
+        let output = output.await.unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(7), "{mode:o}: {stderr}");
+        assert_eq!(stderr, "", "{mode:o}");
+        assert_eq!(data_in(tmp.path()), None, "{mode:o}");
+    }
+}
+
+#[tokio::test]
+async fn a_clean_up_that_fails_is_reported_and_takes_no_result() {
+    let tmp = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(tmp.path(), Permissions::from_mode(0o1777)).unwrap();
+    let mut pg = with_tmpdir(tmp.path(), &["pg", "--", "sh", "-c", "read go; exit 7"]);
+    pg.stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut pg = pg.spawn().unwrap();
+    eventually("the data", async || data_in(tmp.path()).is_some()).await;
+    let data = data_in(tmp.path()).unwrap();
+    spoil(&data);
+    drop(pg.stdin.take());
+    let output = pg.wait_with_output().await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    restore(&data);
+    assert_eq!(output.status.code(), Some(7), "{stderr}");
+    assert!(
+        stderr.contains("cleaning up: PostgreSQL did not stop cleanly"),
+        "{stderr}"
+    );
+
+    // the result of a replay is on stdout before anything is cleaned up
+    binaries().await;
+    let folder = root().join("devstack/data/retail");
+    let folder = folder.to_str().unwrap();
+    let arguments = [
+        "replay",
+        folder,
+        "--through",
+        "loms",
+        "--concurrency",
+        "8",
+        "--no-build",
+    ];
+    let mut replay = with_tmpdir(tmp.path(), &arguments);
+    replay.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let replay = replay.spawn().unwrap();
+    eventually("the data", async || data_in(tmp.path()).is_some()).await;
+    let data = data_in(tmp.path()).unwrap();
+    spoil(&data);
+    let output = replay.wait_with_output().await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    restore(&data);
+    let result: Value = serde_json::from_slice(&output.stdout).expect(&stderr);
+    assert_eq!(result["audit"]["consistent"], true);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("cleaning up: PostgreSQL did not stop cleanly"),
+        "{stderr}"
     );
 }
 

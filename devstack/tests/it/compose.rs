@@ -9,12 +9,17 @@ use crate::deployments::{Compose, Service, entries, read, root, variables};
 type Port = (u16, u16, &'static str);
 
 /// The contract's ports, and the stand-in's, by who has them.
-const PORTS: [(&str, &[Port]); 8] = [
-    ("checkout", &[(50051, 50051, "tcp"), (8090, 8090, "tcp")]),
-    ("loms", &[(50052, 50052, "tcp"), (8081, 8081, "tcp")]),
+const PORTS: [(&str, &[Port]); 6] = [
     (
-        "notifications",
-        &[(50053, 50053, "tcp"), (8082, 8082, "tcp")],
+        "gateway",
+        &[
+            (50051, 50051, "tcp"),
+            (8090, 8090, "tcp"),
+            (50052, 50052, "tcp"),
+            (8081, 8081, "tcp"),
+            (50053, 50053, "tcp"),
+            (8082, 8082, "tcp"),
+        ],
     ),
     ("products", &[(50054, 50054, "tcp")]),
     (
@@ -31,7 +36,7 @@ const PORTS: [(&str, &[Port]); 8] = [
     ("grafana", &[(3000, 3000, "tcp")]),
 ];
 
-fn each(check: impl Fn(&Compose, Service<'_>)) {
+pub(crate) fn each(check: impl Fn(&Compose, Service<'_>)) {
     for compose in Compose::all() {
         for service in compose.services() {
             check(&compose, service);
@@ -39,17 +44,20 @@ fn each(check: impl Fn(&Compose, Service<'_>)) {
     }
 }
 
-/// What compose would ask of `.env`.
-fn names_asked() -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
+/// What compose would ask of `.env`: `NAME`, `NAME:-default` or `NAME:?`, as each place has it.
+fn asked() -> Vec<String> {
+    let mut asked = Vec::new();
     for file in crate::deployments::FILES {
         let text = read(&format!("deployments/{file}")).replace("$$", "");
-        for part in text.split("${").skip(1) {
-            let inside = part.split('}').next().unwrap();
-            names.insert(inside.split(":-").next().unwrap().to_owned());
-        }
+        let parts = text.split("${").skip(1);
+        asked.extend(parts.map(|part| part.split('}').next().unwrap().to_owned()));
     }
-    names
+    asked
+}
+
+fn names_asked() -> BTreeSet<String> {
+    let name = |asked: &String| asked.split(':').next().unwrap().to_owned();
+    asked().iter().map(name).collect()
 }
 
 #[test]
@@ -61,8 +69,21 @@ fn example_env_has_the_variables_that_are_asked_and_no_other() {
 }
 
 #[test]
+fn what_is_not_set_is_refused_or_safe() {
+    for asked in asked() {
+        let telegram = ["TELEGRAM_API_KEY:-", "TELEGRAM_CHAT_ID:-"];
+        assert!(
+            asked.ends_with(":?") || asked == "LISTEN:-127.0.0.1" || telegram.contains(&&*asked),
+            "${{{asked}}}: empty, where nobody sets it"
+        );
+    }
+}
+
+#[test]
 fn ports_are_the_contracts() {
-    let files = Compose::all();
+    let mut unset = variables(&read("deployments/example.env"));
+    unset.remove("LISTEN").expect("LISTEN in example.env");
+    let files = crate::deployments::FILES.map(|file| Compose::load_with(file, &unset));
     let mut found = BTreeMap::new();
     for compose in &files {
         for service in compose.services() {
@@ -220,11 +241,20 @@ fn what_is_mounted_exists_and_what_is_kept_is_named() {
 fn each_image_of_ours_is_built_from_the_repository() {
     let dockerfile = read("deployments/Dockerfile");
     let services = Compose::load("docker-compose.yaml");
+    let (mut builds, mut runs) = (BTreeSet::new(), BTreeSet::new());
     for service in services.services() {
         let Some(name) = service.text("image").strip_prefix("marketplace/") else {
             continue;
         };
         let build = &service.spec["build"];
+        if build.is_null() {
+            // one that another service builds; to pull it would be to run somebody else's
+            assert_eq!(service.text("pull_policy"), "never", "{}", service.name);
+            runs.insert(name);
+            continue;
+        }
+        // two that build one tag make two images of it, by turns: each `up` would start anew what runs the other
+        assert!(builds.insert(name), "{name} is built twice");
         let context = root()
             .join("deployments")
             .join(build["context"].as_str().unwrap());
@@ -245,6 +275,7 @@ fn each_image_of_ours_is_built_from_the_repository() {
             "{program}"
         );
     }
+    assert!(runs.is_subset(&builds), "{runs:?} of {builds:?} built");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What compose tells the services: the example configurations, read with the environment that the containers get, lead to
 //! neighbours that are there.
 
-use crate::deployments::{Compose, Service, expand_all, read, root};
+use crate::deployments::{Compose, SCALED, Service, expand_all, read, root};
 
 /// Its configuration as the process in the container reads it.
 fn configuration(service: Service<'_>) -> serde_yaml::Value {
@@ -37,11 +37,10 @@ fn assert_reachable(compose: &Compose, address: &str, ports: &[u16]) {
 fn services_are_told_where_their_neighbours_are() {
     let compose = Compose::load("docker-compose.yaml");
     let logs = Compose::load("docker-compose.logs.yaml");
-    for name in ["checkout", "loms", "notifications"] {
+    for (name, grpc, http) in SCALED {
         let service = compose.service(name);
         let config = configuration(service);
-        let inside: Vec<_> = service.ports().iter().map(|(_, port, _)| *port).collect();
-        for (door, port) in [("grpc", inside[0]), ("http", inside[1])] {
+        for (door, port) in [("grpc", grpc), ("http", http)] {
             assert_eq!(
                 config[door]["listen"],
                 format!("0.0.0.0:{port}").as_str(),
@@ -50,7 +49,7 @@ fn services_are_told_where_their_neighbours_are() {
         }
         assert_eq!(
             service.spec["build"]["args"]["HEALTH_PORT"],
-            inside[1].to_string().as_str()
+            http.to_string().as_str()
         );
         let database = config["postgres"]["connection_string"].as_str().unwrap();
         let (_, after) = database.split_once('@').unwrap();
@@ -96,10 +95,9 @@ fn the_operator_can_show_who_he_is() {
     assert_eq!(loms["tls"]["client_auth"], "optional");
     // what signs the set that the one-shot makes is what LOMS verifies callers by
     let made = compose.service("certs");
-    assert_eq!(made.list("command"), ["certs", "--dir=certs"]);
-    let volume = made.volumes()[0].0;
+    assert_eq!(made.list("command"), ["certs", "--dir=owners", "--apart"]);
     let mounted = compose.service("loms").volumes();
-    assert!(mounted.contains(&(volume, "/app/certs", "ro")));
+    assert!(mounted.contains(&("loms-certs", "/app/certs", "ro")));
     assert_eq!(loms["tls"]["client_ca"], "certs/ca.pem");
     assert!(devstack::certs::owners().any(|owner| owner == devstack::certs::OPERATOR));
     let example: serde_yaml::Value =

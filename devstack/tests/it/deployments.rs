@@ -10,6 +10,13 @@ use serde_yaml::Value;
 /// What runs the system, and what watches it.
 pub(crate) const FILES: [&str; 2] = ["docker-compose.yaml", "docker-compose.logs.yaml"];
 
+/// The services that may have replicas, and where each of them listens: gRPC, HTTP.
+pub(crate) const SCALED: [(&str, u16, u16); 3] = [
+    ("checkout", 50051, 8090),
+    ("loms", 50052, 8081),
+    ("notifications", 50053, 8082),
+];
+
 /// The repository.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -31,7 +38,8 @@ pub(crate) fn variables(env: &str) -> BTreeMap<String, String> {
 }
 
 /// Every `${NAME}` and `${NAME:-default}` replaced, `$$` a dollar: the rule of compose and of the services' own
-/// configuration. A name that `lookup` does not know and that has no default fails the test.
+/// configuration. A name that `lookup` does not know and that has no default fails the test; so it does in compose for
+/// `${NAME:?}`.
 pub(crate) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some((before, after)) = rest.split_once('$') {
@@ -44,6 +52,7 @@ pub(crate) fn expand(text: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Str
             let (name, default) = inside
                 .split_once(":-")
                 .map_or((inside, None), |(name, default)| (name, Some(default)));
+            let name = name.split(":?").next().unwrap_or(name);
             let value = lookup(name).filter(|value| default.is_none() || !value.is_empty());
             let value = value.or_else(|| default.map(str::to_owned));
             out.push_str(&value.unwrap_or_else(|| panic!("nobody sets {name}: {text}")));
@@ -83,7 +92,10 @@ pub(crate) struct Service<'a> {
 impl Compose {
     /// With the variables of `example.env`.
     pub(crate) fn load(name: &'static str) -> Compose {
-        let variables = variables(&read("deployments/example.env"));
+        Compose::load_with(name, &variables(&read("deployments/example.env")))
+    }
+
+    pub(crate) fn load_with(name: &'static str, variables: &BTreeMap<String, String>) -> Compose {
         let mut document: Value =
             serde_yaml::from_str(&read(&format!("deployments/{name}"))).expect("YAML");
         // an anchor that merges another one is merged by the next round
@@ -163,6 +175,11 @@ impl<'a> Service<'a> {
             (part(), part(), part())
         };
         self.list("volumes").into_iter().map(parse).collect()
+    }
+
+    /// What is mounted over a folder and goes with the container.
+    pub(crate) fn tmpfs(&self) -> Vec<&'a str> {
+        self.list("tmpfs")
     }
 
     /// Whom it waits for, and for what.

@@ -21,6 +21,7 @@ mod bad_input;
 mod brokers;
 mod command_line;
 mod compose;
+mod compose_containers;
 mod compose_environment;
 mod crashes;
 #[cfg(feature = "deployments")]
@@ -38,11 +39,12 @@ mod migrations;
 mod monitoring;
 mod order_refusals;
 mod outages;
+mod owners;
 #[cfg(feature = "deployments")]
 mod poolers;
-mod owners;
 mod purchase;
 mod purchase_crashes;
+mod quiet_logs;
 mod recount;
 mod refusals;
 mod replay;

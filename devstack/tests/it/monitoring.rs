@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use crate::{
-    deployments::{Compose, read},
+    deployments::{Compose, SCALED, read},
     promql::selectors,
 };
 
@@ -280,23 +280,29 @@ fn what_is_provisioned_is_mounted() {
 }
 
 #[test]
-fn prometheus_asks_each_service_at_its_http_port() {
-    let compose = Compose::load("docker-compose.yaml");
+fn prometheus_asks_each_replica_at_its_http_port() {
     let config: Value =
         serde_yaml::from_str(&read("deployments/prometheus/prometheus.yaml")).unwrap();
     let mut asked = BTreeMap::new();
     for job in config["scrape_configs"].as_array().unwrap() {
-        let target = job["static_configs"][0]["targets"][0].as_str().unwrap();
-        asked.insert(job["job_name"].as_str().unwrap(), target);
+        let name = job["job_name"].as_str().unwrap();
+        if name == "prometheus" {
+            let own = job["static_configs"][0]["targets"][0].as_str();
+            assert_eq!(own, Some("localhost:9090"));
+            continue;
+        }
+        // a name has as many addresses as the service has replicas; a fixed target is one of them
+        assert!(job["static_configs"].is_null(), "{name}");
+        let found = &job["dns_sd_configs"][0];
+        assert_eq!(
+            (&found["names"][0], &found["type"]),
+            (&name.into(), &"A".into())
+        );
+        assert_eq!(found["refresh_interval"], "5s", "{name}");
+        asked.insert(name, found["port"].as_u64().unwrap());
     }
-    assert_eq!(asked.remove("prometheus"), Some("localhost:9090"));
-    for (job, target) in &asked {
-        let (host, port) = target.split_once(':').unwrap();
-        assert_eq!(job, &host);
-        let http = compose.service(host).ports()[1].1;
-        assert_eq!(port, http.to_string());
-    }
-    assert_eq!(asked.len(), 3);
+    let expected = SCALED.map(|(name, _, http)| (name, u64::from(http)));
+    assert_eq!(asked, expected.into());
 }
 
 #[test]

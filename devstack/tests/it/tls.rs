@@ -64,7 +64,7 @@ fn not_let_in<T: std::fmt::Debug>(answer: Result<T, Status>) {
 async fn deliveries_are_booked_by_callers_who_show_who_they_are() {
     let stack = loms().await;
     let other = tempfile::tempdir().unwrap();
-    certs::write(other.path()).unwrap();
+    certs::write(other.path(), certs::Layout::Together).unwrap();
 
     let optional = Replica::start(&stack, &json!({"tls": {"client_auth": "optional"}})).await;
     let refused = receive(optional.stranger(), "d1").await.unwrap_err();

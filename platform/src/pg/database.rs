@@ -22,6 +22,7 @@ use super::{
 use crate::{
     config::{Pooler, PostgresConfig},
     error::StartError,
+    state_log,
 };
 
 /// What a worker reads it reads by key, and its statements are planned once. Planned while the tables are small, they would
@@ -79,7 +80,6 @@ struct Trouble {
     state: State,
     pauses: <ExponentialBuilder as backon::BackoffBuilder>::Backoff,
     next_attempt: Instant,
-    attempts: u64,
 }
 
 fn pauses() -> <ExponentialBuilder as backon::BackoffBuilder>::Backoff {
@@ -125,7 +125,6 @@ impl Database {
             state: State::Ok,
             pauses: pauses(),
             next_attempt: Instant::now(),
-            attempts: 0,
         };
         Ok(Database(Arc::new(Inner {
             service,
@@ -253,23 +252,17 @@ impl Database {
         }
     }
 
-    /// Takes over what an attempt or a look has found; one line in the log each time that it changes.
+    /// Takes over what an attempt or a look has found; one line in the log for as long as it lasts.
     pub(crate) fn note(&self, found: State) {
         let mut trouble = self.trouble();
-        let changed = std::mem::discriminant(&trouble.state) != std::mem::discriminant(&found);
         if found == State::Ok {
-            if changed {
-                tracing::info!(attempts = trouble.attempts, "database available");
-            }
-            (trouble.pauses, trouble.attempts) = (pauses(), 0);
+            trouble.pauses = pauses();
             trouble.next_attempt = Instant::now();
+            state_log::DATABASE.works();
         } else {
-            if changed {
-                tracing::warn!(state = found.report(), error = %describe(&found), "database unavailable");
-            }
-            trouble.attempts += 1;
             let pause = trouble.pauses.next().unwrap_or(LONGEST_PAUSE);
             trouble.next_attempt = Instant::now() + pause;
+            state_log::DATABASE.failed(&describe(&found));
         }
         trouble.state = found;
     }
@@ -341,7 +334,9 @@ pub(super) fn connect_options(config: &PostgresConfig) -> Result<PgConnectOption
     Ok(options
         .statement_cache_capacity(config.statement_cache)
         .extra_float_digits(None)
-        .log_statements(tracing::log::LevelFilter::Off))
+        .log_statements(tracing::log::LevelFilter::Off)
+        // a busy disk makes every statement slow: a line for each would be a storm, latency is a metric
+        .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1)))
 }
 
 /// The certificates and keys that a connection string names.

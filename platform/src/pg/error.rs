@@ -5,7 +5,18 @@ use std::{fmt, sync::OnceLock};
 
 use prometheus::IntCounter;
 
-use crate::{error::Code, grpc::registered};
+use crate::{
+    error::Code,
+    grpc::registered,
+    state_log::{self, StateLog},
+};
+
+static LOCKED: StateLog = StateLog::new(
+    "rows are locked by another transaction",
+    "rows are free again",
+);
+static EXHAUSTED: StateLog =
+    StateLog::new("every connection is in use", "connections are free again");
 
 /// Of the service that this process is.
 static BROKEN_INVARIANTS: OnceLock<IntCounter> = OnceLock::new();
@@ -164,7 +175,8 @@ impl Error {
         error
     }
 
-    /// Writes it to the log: a warning if it passes by itself, else an error. Broken invariants are counted, for an alert.
+    /// Writes it to the log: what passes by itself once for as long as it lasts, everything else as an error each time. Broken
+    /// invariants are counted, for an alert.
     pub fn log(&self) {
         let (failure, error) = (self.failure, &self.cause);
         match failure {
@@ -177,7 +189,9 @@ impl Error {
             Failure::Refused | Failure::Bug => {
                 tracing::error!(failure = ?failure, error = %error, "statement failed");
             }
-            _ => tracing::warn!(failure = ?failure, error = %error, "database failed"),
+            Failure::Locked => LOCKED.failed(error),
+            Failure::Exhausted => EXHAUSTED.failed(error),
+            _ => state_log::DATABASE.failed(error),
         }
     }
 
