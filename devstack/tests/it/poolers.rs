@@ -97,7 +97,8 @@ impl PgBouncer {
         let mut found = BTreeSet::new();
         for mut client in sessions {
             let set = "SELECT name || '=' || setting FROM pg_settings
-                       WHERE name LIKE '%timeout' OR name LIKE 'enable%' OR name LIKE 'tcp_keep%' OR name = 'search_path'";
+                       WHERE name LIKE '%timeout' OR name LIKE 'enable%' OR name LIKE 'tcp_keep%' OR name = 'search_path'
+                       UNION ALL SELECT 'prepared statements=' || count(*) FROM pg_prepared_statements";
             let rows = sqlx::raw_sql(set).fetch_all(&mut client).await.unwrap();
             found.extend(rows.iter().map(|row| sqlx::Row::get::<String, _>(row, 0)));
             sqlx::raw_sql("ROLLBACK")

@@ -8,7 +8,7 @@ use std::{
 };
 
 use devstack::{
-    postgres::{self, with_database},
+    postgres,
     stack::{Options, Stack},
 };
 use futures::future::join_all;
@@ -59,11 +59,11 @@ async fn commits_that_wait_for_a_standby_pile_nothing_up() {
         quiet: true,
         ..Options::new(binaries().await)
     };
-    let mut stack = Stack::start(&options).await.unwrap();
+    let stack = Stack::start(&options).await.unwrap();
     let file = stack.dir().join("stock.csv");
     std::fs::write(&file, "warehouse_id,sku,count\n1,7,1000000\n").unwrap();
     stack.receive_stock(&file).await.unwrap();
-    let server = with_database(stack.parts().2.url(), "postgres").unwrap();
+    let server = stack.admin_database("loms").unwrap();
     let mut admin = PgConnection::connect(&server).await.unwrap();
     let loms = stack.clients().unwrap().loms;
 
