@@ -19,6 +19,8 @@ mod test_stack;
 
 mod bad_input;
 mod brokers;
+mod certificates;
+mod certified;
 mod command_line;
 mod compose;
 mod compose_environment;
@@ -38,15 +40,16 @@ mod migrations;
 mod monitoring;
 mod order_refusals;
 mod outages;
+mod owners;
 #[cfg(feature = "deployments")]
 mod poolers;
-mod owners;
 mod purchase;
 mod purchase_crashes;
 mod recount;
 mod refusals;
 mod replay;
 mod restarts;
+mod roles;
 mod rolling;
 mod stopping;
 mod tls;
