@@ -11,6 +11,7 @@ use platform::{
     pg::{Database, Pool},
     process,
     readiness::Readiness,
+    roles::Policy,
     server::{Doors, Server},
     tasks::Tasks,
     telemetry,
@@ -26,6 +27,7 @@ use crate::{
     grpc::CartService,
     purchases::Purchases,
     recovery::Recovery,
+    roles::METHODS,
 };
 
 /// The name that ports, metrics and traces know it by.
@@ -60,7 +62,7 @@ impl App {
         // callers cannot take the connections that finishing purchases needs
         let workers = database.pool("checkout-workers", WORKER_CONNECTIONS);
         let tasks = Tasks::new();
-        let loms = Loms::new(loms_client(&config)?);
+        let loms = Loms::new(loms_client(&config, &tasks)?);
         let products = products(&config, &tasks)?;
 
         let carts = Carts::new(pool.clone(), loms.clone(), products, tasks.clone());
@@ -87,6 +89,11 @@ impl App {
     /// Where HTTP listens.
     pub fn http_addr(&self) -> SocketAddr {
         self.server.http_addr()
+    }
+
+    /// Where probes and Prometheus ask, if that is a place of its own.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.server.admin_addr()
     }
 
     /// Serves and works until `shutdown`, then drains.
@@ -120,7 +127,7 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
         telemetry.shutdown().await;
         return Ok(());
     };
-    process::announce(SERVICE, app.grpc_addr(), app.http_addr());
+    process::announce(SERVICE, app.grpc_addr(), app.http_addr(), app.admin_addr());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;
     ended
@@ -135,28 +142,36 @@ pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
     migrate::migrate(&config.postgres, &MIGRATOR, &[], wait).await
 }
 
-fn loms_client(config: &Config) -> Result<Client, StartError> {
+fn loms_client(config: &Config, tasks: &Tasks) -> Result<Client, StartError> {
     let neighbour = Neighbour {
         name: "loms",
         address: config.services.loms.clone(),
-        tls_ca: config.tls.enabled.then(|| config.tls.ca.clone()),
+        tls_ca: config
+            .tls
+            .enabled
+            .then(|| ("tls.ca", config.tls.ca.clone())),
         tls_identity: config.tls.enabled.then(|| config.tls.identity(SERVICE)),
+        reload_every: config.tls.reload_every,
         connect_timeout: config.loms.connect_timeout,
         timeout: config.loms.timeout,
     };
-    Client::new(SERVICE, &neighbour)
+    Client::new(SERVICE, &neighbour, tasks)
 }
 
 fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
     let neighbour = Neighbour {
         name: "products",
         address: config.services.products.clone(),
-        tls_ca: config.products.tls.then(|| config.products.ca.clone()),
+        tls_ca: config
+            .products
+            .tls
+            .then(|| ("products.ca", config.products.ca.clone())),
         tls_identity: None,
+        reload_every: config.tls.reload_every,
         connect_timeout: config.products.connect_timeout,
         timeout: config.products.timeout,
     };
-    let client = Client::new(SERVICE, &neighbour)?;
+    let client = Client::new(SERVICE, &neighbour, tasks)?;
     Ok(Products::new(
         client,
         config.token.clone(),
@@ -168,7 +183,7 @@ fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
 fn doors(config: &Config, service: CartService) -> Doors {
     let limits = &config.limits;
     let server = CartServer::new(service).max_decoding_message_size(limits.body_bytes);
-    let guard = Guard::new(SERVICE, limits);
+    let guard = Guard::new(SERVICE, limits, Policy::new(METHODS, config.roles.as_ref()));
     let service = guard.wrap(server);
     let client = CartClient::new(service.clone());
     Doors {

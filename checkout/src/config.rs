@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
-use platform::config::{
-    Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, Limits, LogConfig, PostgresConfig,
-    TlsConfig, defaults, secret,
+use platform::{
+    config::{
+        AdminListen, Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, Limits,
+        LogConfig, PostgresConfig, TlsConfig, defaults, secret,
+    },
+    roles::Roles,
 };
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -26,6 +29,11 @@ pub struct Config {
     /// Of the gRPC door, and of the calls to LOMS.
     #[serde(default)]
     pub tls: TlsConfig,
+    /// Where probes and Prometheus ask.
+    #[serde(default)]
+    pub admin: AdminListen,
+    /// Who may do what, by the names in certificates.
+    pub roles: Option<Roles>,
     /// The database of the schema `checkout`.
     pub postgres: PostgresConfig,
     /// Where spans go.
@@ -194,6 +202,8 @@ impl Config {
             grpc: self.grpc.clone(),
             http: self.http.clone(),
             tls: self.tls.clone(),
+            admin_listen: self.admin.listen,
+            roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
             shutdown_grace: self.shutdown_grace,

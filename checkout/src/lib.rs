@@ -6,6 +6,7 @@ pub mod app;
 pub mod config;
 pub mod error;
 pub mod grpc;
+pub mod roles;
 
 pub mod carts;
 pub mod purchases;

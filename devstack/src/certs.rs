@@ -1,5 +1,5 @@
-//! Development certificates: one authority of our own, a certificate for each service, and one for the operator. The
-//! authority's key is thrown away as soon as it has signed, so that nobody can make more of what a developer's machine trusts.
+//! Development certificates: one authority of our own, a certificate for each service, and one for each role that a caller from
+//! outside may have. The authority's key is thrown away as soon as it has signed, so that nobody can make more of what a developer's machine trusts.
 
 use std::{
     fs,
@@ -27,8 +27,14 @@ use crate::failure::Misuse;
 
 /// Who gets a certificate; the name is also a DNS name in it.
 pub const SERVERS: [&str; 4] = ["checkout", "loms", "notifications", "products"];
-/// Who shows that he may do what only the shop itself may, `ReceiveStock`.
+/// Shown by whoever may do what only the shop itself may, `ReceiveStock`.
 pub const OPERATOR: &str = "operator";
+/// Shown by whoever speaks for users.
+pub const GATEWAY: &str = "gateway";
+/// Shown by whoever only looks.
+pub const READER: &str = "reader";
+/// Callers that older sets know nothing of: the key that would add them was thrown away.
+const ADDED: [&str; 2] = [GATEWAY, READER];
 /// Apple's clients refuse server certificates that live longer than 825 days.
 const LIFETIME: Duration = Duration::days(800);
 
@@ -44,7 +50,7 @@ pub fn ca(dir: &Path) -> PathBuf {
     dir.join("ca.pem")
 }
 
-/// The certificate of a server, or of the operator, in `dir`.
+/// The certificate of a server, or of a caller, in `dir`.
 pub fn cert(dir: &Path, owner: &str) -> PathBuf {
     dir.join(format!("{owner}.pem"))
 }
@@ -56,7 +62,20 @@ pub fn key(dir: &Path, owner: &str) -> PathBuf {
 
 /// Everybody who gets a certificate.
 pub fn owners() -> impl Iterator<Item = &'static str> {
-    SERVERS.into_iter().chain([OPERATOR])
+    SERVERS.into_iter().chain([OPERATOR]).chain(ADDED)
+}
+
+fn is_server(owner: &str) -> bool {
+    SERVERS.contains(&owner)
+}
+
+/// Those of whom `dir` must have a certificate.
+fn expected(dir: &Path, layout: Layout) -> impl Iterator<Item = &'static str> {
+    let is_there = move |owner| {
+        let dir = layout.folder(dir, owner);
+        cert(&dir, owner).exists() || key(&dir, owner).exists()
+    };
+    owners().filter(move |owner| !ADDED.contains(owner) || is_there(owner))
 }
 
 /// How a set lies in its folder.
@@ -104,22 +123,42 @@ pub fn ensure(dir: &Path, layout: Layout, force: bool) -> Result<Outcome> {
 
 /// Writes a new authority and new certificates over whatever is there.
 pub fn write(dir: &Path, layout: Layout) -> Result<()> {
-    let issuer = CertifiedIssuer::self_signed(authority()?, KeyPair::generate()?)?;
-    for owner in owners() {
-        let dir = &layout.folder(dir, owner);
-        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-        write_file(&ca(dir), &issuer.pem(), 0o644)?;
-        let key_pair = KeyPair::generate()?;
-        let signed = params(owner)?.signed_by(&key_pair, &issuer)?;
-        write_file(&cert(dir, owner), &signed.pem(), 0o644)?;
-        write_file(&key(dir, owner), &key_pair.serialize_pem(), 0o600)?;
+    Authority::new()?.write(dir, layout)
+}
+
+/// Signs as long as it is kept.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    /// One of its own.
+    pub fn new() -> Result<Authority> {
+        let issuer = CertifiedIssuer::self_signed(authority()?, KeyPair::generate()?)?;
+        Ok(Authority(issuer))
     }
-    Ok(())
+
+    /// Writes its certificate and one for each owner.
+    pub fn write(&self, dir: &Path, layout: Layout) -> Result<()> {
+        for owner in owners() {
+            let dir = &layout.folder(dir, owner);
+            fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+            write_file(&ca(dir), &self.0.pem(), 0o644)?;
+            self.sign(dir, owner, &params(owner)?)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a certificate and its key, named after `owner`.
+    pub fn sign(&self, dir: &Path, owner: &str, params: &CertificateParams) -> Result<()> {
+        let key_pair = KeyPair::generate()?;
+        let signed = params.signed_by(&key_pair, &self.0)?;
+        write_file(&cert(dir, owner), &signed.pem(), 0o644)?;
+        write_file(&key(dir, owner), &key_pair.serialize_pem(), 0o600)
+    }
 }
 
 /// Whether every certificate is there, within its time, signed by one authority for every name, and fits its key.
 pub fn verify(dir: &Path, layout: Layout) -> Result<()> {
-    let mut authorities = owners().map(|owner| ca(&layout.folder(dir, owner)));
+    let mut authorities = expected(dir, layout).map(|owner| ca(&layout.folder(dir, owner)));
     let first = authorities.next().context("a set has owners")?;
     let root = read_cert(&first)?;
     for other in authorities {
@@ -141,19 +180,15 @@ pub fn verify(dir: &Path, layout: Layout) -> Result<()> {
     let verifier =
         WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
     let caller = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
-    for owner in owners() {
+    for owner in expected(dir, layout) {
         let dir = &layout.folder(dir, owner);
         let shown = cert(dir, owner).display().to_string();
         let certificate = read_cert(&cert(dir, owner))?;
         caller
             .verify_client_cert(&certificate, &[], UnixTime::now())
             .with_context(|| format!("{shown} cannot be shown by a caller"))?;
-        let names = if owner == OPERATOR {
-            Vec::new()
-        } else {
-            names(owner).to_vec()
-        };
-        for name in names {
+        let names = is_server(owner).then(|| names(owner));
+        for name in names.into_iter().flatten() {
             let name = ServerName::try_from(name).context("server name")?;
             verifier
                 .verify_server_cert(&certificate, &[], &name, &[], UnixTime::now())
@@ -180,11 +215,12 @@ fn read_cert(file: &Path) -> Result<CertificateDer<'static>> {
     CertificateDer::from_pem_file(file).with_context(|| format!("read {}", file.display()))
 }
 
+/// The first is its own: logs show that one.
 fn names(server: &str) -> [String; 3] {
     [
+        server.to_owned(),
         "localhost".to_owned(),
         IpAddr::from([127, 0, 0, 1]).to_string(),
-        server.to_owned(),
     ]
 }
 
@@ -195,17 +231,18 @@ fn authority() -> Result<CertificateParams> {
     Ok(params)
 }
 
-fn params(owner: &str) -> Result<CertificateParams> {
-    let mut params = if owner == OPERATOR {
-        named(owner, Vec::new())?
-    } else {
-        named(owner, names(owner).to_vec())?
+/// What its certificate says of an owner.
+pub fn params(owner: &str) -> Result<CertificateParams> {
+    let names = match is_server(owner) {
+        true => names(owner).to_vec(),
+        false => vec![owner.to_owned()],
     };
+    let mut params = named(owner, names)?;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // a service is also a caller: with both purposes it can show who it is when a neighbour asks
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    if owner != OPERATOR {
+    if is_server(owner) {
         params
             .extended_key_usages
             .push(ExtendedKeyUsagePurpose::ServerAuth);
@@ -279,6 +316,22 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .contains("products.pem")
+        );
+    }
+
+    #[test]
+    fn a_set_from_before_there_were_more_callers_is_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), Layout::Together).unwrap();
+        for owner in ADDED {
+            fs::remove_file(cert(dir.path(), owner)).unwrap();
+            let error = verify(dir.path(), Layout::Together).unwrap_err();
+            assert!(format!("{error:#}").contains(owner), "{error:#}");
+            fs::remove_file(key(dir.path(), owner)).unwrap();
+        }
+        assert_eq!(
+            ensure(dir.path(), Layout::Together, false).unwrap(),
+            Outcome::Kept
         );
     }
 

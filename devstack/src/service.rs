@@ -35,6 +35,7 @@ const TAIL_LINES: usize = 20;
 struct Addresses {
     grpc: SocketAddr,
     http: SocketAddr,
+    admin: Option<SocketAddr>,
 }
 
 /// A service that listens, unless it has been killed.
@@ -46,6 +47,7 @@ pub struct Service {
     running: Option<Running>,
     grpc: SocketAddr,
     http: SocketAddr,
+    admin: Option<SocketAddr>,
 }
 
 struct Running {
@@ -62,7 +64,8 @@ impl Service {
         config: &Path,
         log: PathBuf,
     ) -> Result<Service> {
-        let (running, Addresses { grpc, http }) = run_serve(name, executable, config, &log).await?;
+        let (running, Addresses { grpc, http, admin }) =
+            run_serve(name, executable, config, &log).await?;
         Ok(Service {
             name,
             executable: executable.to_owned(),
@@ -71,6 +74,7 @@ impl Service {
             running: Some(running),
             grpc,
             http,
+            admin,
         })
     }
 
@@ -85,9 +89,10 @@ impl Service {
 
     /// Starts a killed service again with the configuration it had, which must name the ports.
     pub async fn start_again(&mut self) -> Result<()> {
-        let (running, Addresses { grpc, http }) =
+        let (running, Addresses { grpc, http, admin }) =
             run_serve(self.name, &self.executable, &self.config, &self.log).await?;
         self.running = Some(running);
+        self.admin = admin;
         ensure!(
             (grpc, http) == (self.grpc, self.http),
             "{} came back elsewhere",
@@ -99,7 +104,7 @@ impl Service {
     /// Waits until it says that it is ready.
     pub async fn wait_ready(&mut self, bound: Duration) -> Result<()> {
         let http = crate::clients::http_client()?;
-        let url = format!("http://{}/readyz", self.http);
+        let url = format!("http://{}/readyz", self.admin());
         let by = Instant::now() + bound;
         loop {
             self.check_alive()?;
@@ -131,6 +136,11 @@ impl Service {
     /// Its HTTP door.
     pub fn http(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Where it answers `/readyz` and `/metrics`: a door of its own, or the HTTP door.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin.unwrap_or(self.http)
     }
 
     /// Its process, for a look at its memory, or for a harder end than [`Service::stop`].

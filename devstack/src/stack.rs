@@ -267,7 +267,7 @@ impl Stack {
     /// at histories later need not wait; whoever looks at once would find them empty.
     pub async fn wait_for_consumer(&self) -> Result<()> {
         let http = crate::clients::http_client()?;
-        let url = format!("http://{}/metrics", self.service("notifications")?.http());
+        let url = format!("http://{}/metrics", self.service("notifications")?.admin());
         let by = Instant::now() + READY_BOUND;
         while Instant::now() < by {
             let metrics = http.get(&url).send().await?.text().await?;

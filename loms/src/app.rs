@@ -10,6 +10,7 @@ use platform::{
     migrate,
     pg::{Database, Pool},
     readiness::Readiness,
+    roles::Policy,
     server::{Doors, Server},
     tasks::Tasks,
 };
@@ -25,6 +26,7 @@ use crate::{
     outbox::{self, Broker, Relay},
     payments::Payments,
     placement::Placements,
+    roles::METHODS,
     sampled_audit,
     store::online::ONLINE,
 };
@@ -77,6 +79,10 @@ impl App {
         self.server.http_addr()
     }
 
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.server.admin_addr()
+    }
+
     /// Serves until `shutdown`, then drains.
     ///
     /// # Errors
@@ -95,14 +101,15 @@ impl App {
 
         let service = LomsService {
             pool: pool.clone(),
-            admin: config.admin.clone(),
+            open_to_unauthenticated: config.admin.allow_unauthenticated,
             max_lines: config.orders.max_lines,
             placements,
             payments,
             relay,
             tasks: tasks.clone(),
         };
-        let guard = Guard::new(SERVICE, &config.limits);
+        let policy = Policy::new(METHODS, config.roles.as_ref());
+        let guard = Guard::new(SERVICE, &config.limits, policy);
         let guarded = guard
             .wrap(LomsServer::new(service).max_decoding_message_size(config.limits.body_bytes));
         let doors = Doors {

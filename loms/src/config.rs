@@ -9,7 +9,7 @@ use platform::config::{
     Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig,
     PostgresConfig, TlsConfig, defaults,
 };
-use platform::error::StartError;
+use platform::{error::StartError, roles::Roles};
 use serde::Deserialize;
 
 /// What `config.yaml` may say.
@@ -37,6 +37,8 @@ pub struct Config {
     pub audit: AuditConfig,
     #[serde(default)]
     pub admin: AdminConfig,
+    /// Who may do what, by the names in certificates.
+    pub roles: Option<Roles>,
     #[serde(default)]
     pub jaeger: JaegerConfig,
     #[serde(default)]
@@ -153,11 +155,14 @@ impl Default for AuditConfig {
     }
 }
 
-/// Who may do what only the shop itself may do: ReceiveStock.
+/// What is for those who run the service.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdminConfig {
-    /// Callers without a client certificate too (see `tls.client_auth`): where something else keeps strangers out.
+    /// Where probes and Prometheus ask in plaintext; see [`platform::config::AdminListen`].
+    pub listen: Option<SocketAddr>,
+    /// ReceiveStock without a client certificate too (see `tls.client_auth`), where something else keeps strangers out.
+    /// Where roles are given, they say who may.
     pub allow_unauthenticated: bool,
 }
 
@@ -213,6 +218,8 @@ impl Config {
             grpc: self.grpc.clone(),
             http: self.http.clone(),
             tls: self.tls.clone(),
+            admin_listen: self.admin.listen,
+            roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
             shutdown_grace: self.shutdown_grace,

@@ -3,7 +3,8 @@
 use pbjson_types::{Empty, Timestamp};
 use platform::{
     error::Fields,
-    grpc::{Deadline, is_authenticated},
+    grpc::Deadline,
+    peer::{self, is_authenticated},
     pg::Pool,
     tasks::Tasks,
     telemetry,
@@ -16,7 +17,6 @@ use tonic::{Request, Response, Status as GrpcStatus};
 use crate::{
     allocation::Shortage,
     batch::{IdempotencyKey, NewOrder},
-    config::AdminConfig,
     delivery::{self, Delivery},
     error::Error,
     order::{Event, Lines, OrderId, Sku, UserId},
@@ -32,7 +32,8 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct LomsService {
     pub(crate) pool: Pool,
-    pub(crate) admin: AdminConfig,
+    /// Whether deliveries are booked for callers without a certificate too.
+    pub(crate) open_to_unauthenticated: bool,
     /// Lines that an order may have before they are summed.
     pub(crate) max_lines: usize,
     pub(crate) placements: Placements,
@@ -112,12 +113,13 @@ impl pb::loms_server::Loms for LomsService {
         &self,
         request: Request<pb::ReceiveStockRequest>,
     ) -> Reply<pb::ReceiveStockResponse> {
-        if !self.admin.allow_unauthenticated && !is_authenticated(&request) {
+        if !self.open_to_unauthenticated && !is_authenticated(&request) {
             return Err(Error::Stranger.into());
         }
+        let booked_by = peer::caller(&request);
         let delivery = Delivery::try_from(request.into_inner())?;
         let pool = self.pool.clone();
-        let work = async move { stock::receive(&pool, &delivery).await };
+        let work = async move { stock::receive(&pool, &delivery, &booked_by).await };
         let already_received = self
             .tasks
             .run("receive", work)

@@ -5,8 +5,8 @@
 //! `sampled_audit`, which does a little of it all the time). `order`,
 //! `allocation` and `delivery` are pure: which status may follow which, which warehouse gives what, what may arrive.
 //! `store` holds every SQL statement. Three workers run beside: `expiry` cancels what was not paid in time, `outbox`
-//! carries events to Kafka as `event` writes them, `keys` sweeps old idempotency keys. `app` puts it together, and `crash`
-//! names the points at which tests end the process.
+//! carries events to Kafka as `event` writes them, `keys` sweeps old idempotency keys. `roles` says who may call what. `app`
+//! puts it together, and `crash` names the points at which tests end the process.
 
 mod allocation;
 mod app;
@@ -26,6 +26,7 @@ mod orders;
 mod outbox;
 mod payments;
 mod placement;
+mod roles;
 mod sampled_audit;
 mod stock;
 mod store;
@@ -35,4 +36,5 @@ pub use audit::audit;
 pub use ceiling::{Draw, ceiling};
 pub use config::Config;
 pub use crash::CrashPoint;
+pub use roles::METHODS;
 pub use stock::receive_file;

@@ -25,13 +25,17 @@ pub(crate) async fn on_sale(pool: &Pool, sku: Sku) -> Result<Vec<(WarehouseId, u
     Ok(pool.repeatable(read).await?)
 }
 
-/// Books a delivery. `true`: it was booked before, nothing happened now.
-pub(crate) async fn receive(pool: &Pool, delivery: &Delivery) -> Result<bool, Error> {
-    pool.with_connection(async |db| book(db, delivery).await)
+/// Books a delivery for whom the log names. `true`: it was booked before, nothing happened now.
+pub(crate) async fn receive(
+    pool: &Pool,
+    delivery: &Delivery,
+    booked_by: &str,
+) -> Result<bool, Error> {
+    pool.with_connection(async |db| book(db, delivery, booked_by).await)
         .await
 }
 
-async fn book(db: &mut PgConnection, delivery: &Delivery) -> Result<bool, Error> {
+async fn book(db: &mut PgConnection, delivery: &Delivery, booked_by: &str) -> Result<bool, Error> {
     let mut tx = db.begin().await?;
     if !store::claim_delivery(&mut tx, delivery).await? {
         let known = store::read_delivery_hash(&mut tx, delivery.id()).await?;
@@ -45,7 +49,10 @@ async fn book(db: &mut PgConnection, delivery: &Delivery) -> Result<bool, Error>
     CrashPoint::StockReceiving.pass();
     tx.commit().await?;
     CrashPoint::StockReceived.pass();
-    tracing::info!(delivery.id = %delivery.id(), delivery.units = delivery.units(), "delivery received");
+    tracing::info!(
+        delivery.id = %delivery.id(), delivery.units = delivery.units(), delivery.booked_by = booked_by,
+        "delivery received"
+    );
     Ok(false)
 }
 
@@ -95,7 +102,7 @@ pub async fn receive_file(
     )?;
     command::wait_for_database(&config.postgres, "loms-stock", Access::Write, wait).await?;
     let pool = Database::of_any_schema("loms", &config.postgres)?.pool("loms-stock", 1);
-    let again = receive(&pool, &delivery)
+    let again = receive(&pool, &delivery, "cli")
         .await
         .map_err(crate::error::explain)?;
     let (lines, units) = (delivery.lines().len(), delivery.units());

@@ -9,6 +9,7 @@ use platform::{
     pg::{Database, Pool},
     process,
     readiness::Readiness,
+    roles::Policy,
     server::{Doors, Server},
     tasks::Tasks,
     telemetry,
@@ -21,7 +22,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, inbox::Inbox,
-    store::online::ONLINE,
+    roles::METHODS, store::online::ONLINE,
 };
 
 /// The name that ports, metrics and traces know it by.
@@ -85,6 +86,11 @@ impl App {
         self.server.http_addr()
     }
 
+    /// Where probes and Prometheus ask, if that is a place of its own.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.server.admin_addr()
+    }
+
     /// Serves and works until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let tasks = Tasks::new();
@@ -114,7 +120,7 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
         telemetry.shutdown().await;
         return Ok(());
     };
-    process::announce(SERVICE, app.grpc_addr(), app.http_addr());
+    process::announce(SERVICE, app.grpc_addr(), app.http_addr(), app.admin_addr());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;
     ended
@@ -129,7 +135,7 @@ fn doors(config: &Config, pool: Pool) -> Doors {
     let limits = &config.limits;
     let service =
         NotificationsServer::new(Service { pool }).max_decoding_message_size(limits.body_bytes);
-    let guard = Guard::new(SERVICE, limits);
+    let guard = Guard::new(SERVICE, limits, Policy::new(METHODS, config.roles.as_ref()));
     let service = guard.wrap(service);
     // in process: 20,000 messages are more than the 4 MiB that a client takes by default
     let client = NotificationsClient::new(service.clone()).max_decoding_message_size(usize::MAX);

@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use platform::config::{
-    Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig,
-    PostgresConfig, TlsConfig, defaults, secret, text,
+use platform::{
+    config::{
+        AdminListen, Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig,
+        Limits, LogConfig, PostgresConfig, TlsConfig, defaults, secret, text,
+    },
+    roles::Roles,
 };
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -22,6 +25,11 @@ pub struct Config {
     /// Of the gRPC door.
     #[serde(default)]
     pub tls: TlsConfig,
+    /// Where probes and Prometheus ask.
+    #[serde(default)]
+    pub admin: AdminListen,
+    /// Who may do what, by the names in certificates.
+    pub roles: Option<Roles>,
     /// The database of messages.
     pub postgres: PostgresConfig,
     /// Kafka's addresses, `host:port`.
@@ -156,6 +164,8 @@ impl Config {
             grpc: self.grpc.clone(),
             http: self.http.clone(),
             tls: self.tls.clone(),
+            admin_listen: self.admin.listen,
+            roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
             shutdown_grace: self.shutdown_grace,

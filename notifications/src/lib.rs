@@ -21,6 +21,7 @@ pub mod inbox;
 pub mod letter;
 pub mod message;
 pub mod replay;
+pub mod roles;
 pub mod saving;
 pub mod store;
 pub mod telegram;

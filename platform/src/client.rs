@@ -3,30 +3,31 @@
 
 use std::{
     collections::HashMap,
-    fs,
     future::Future,
     path::PathBuf,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures::future::BoxFuture;
-use http::{HeaderValue, Request, Response, Uri};
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use http::{HeaderValue, Request, Response};
 use prometheus::{CounterVec, Opts};
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 use tonic::{
     Status,
     body::Body,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, Endpoint},
 };
-use tower::{BoxError, Service};
+use tower::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
+    certificates::{Files, PemFile},
+    connect::{ClientTls, Connect},
     error::{Code, Fault, StartError, go_name},
     grpc::{Deadline, code_of, record_code, registered, timeout_of},
+    tasks::Tasks,
     telemetry,
 };
 
@@ -39,13 +40,33 @@ pub struct Neighbour {
     pub name: &'static str,
     /// `host:port`
     pub address: String,
-    /// The CA that its certificate is verified with; none means plaintext.
-    pub tls_ca: Option<PathBuf>,
+    /// The CA that its certificate is verified with, and the setting that names it; none means plaintext.
+    pub tls_ca: Option<(&'static str, PathBuf)>,
     /// The certificate and key that are shown to a neighbour that asks for one.
     pub tls_identity: Option<(PathBuf, PathBuf)>,
+    /// How often the files of certificates are looked at; the next connection shows what is new.
+    pub reload_every: Duration,
     pub connect_timeout: Duration,
     /// The longest that one call may take.
     pub timeout: Duration,
+}
+
+impl Neighbour {
+    fn tls(&self, service: &'static str, host: &str) -> Result<Option<ClientTls>, StartError> {
+        let Some((setting, path)) = &self.tls_ca else {
+            return Ok(None);
+        };
+        let file = |setting, path: &PathBuf| PemFile {
+            setting,
+            path: path.clone(),
+        };
+        let identity = self.tls_identity.as_ref();
+        let files = Files {
+            identity: identity.map(|(cert, key)| (file("tls.cert", cert), file("tls.key", key))),
+            ca: Some(file(setting, path)),
+        };
+        ClientTls::load(service, files, host).map(Some)
+    }
 }
 
 /// A channel to a [`Neighbour`] for the generated clients; clones share the connection.
@@ -58,14 +79,15 @@ pub struct Client {
 }
 
 impl Client {
+    /// A worker among `tasks` watches the files.
+    ///
     /// # Errors
-    /// An address that is none, or a CA file that cannot be read.
-    pub fn new(service: &'static str, neighbour: &Neighbour) -> Result<Client, StartError> {
-        let scheme = if neighbour.tls_ca.is_some() {
-            "https"
-        } else {
-            "http"
-        };
+    /// An address that is none, or a certificate file that is missing or no good.
+    pub fn new(
+        service: &'static str,
+        neighbour: &Neighbour,
+        tasks: &Tasks,
+    ) -> Result<Client, StartError> {
         let wrong = |cause: String| {
             StartError::new(
                 format!(
@@ -82,38 +104,22 @@ impl Client {
         if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
             return Err(wrong("not host:port".into()));
         }
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", neighbour.address))
-            .map_err(|error| wrong(error.to_string()))?
+        let tls = neighbour.tls(service, host)?;
+        let connect = Connect::new(neighbour, tls.clone());
+        let address = |scheme: &str| format!("{scheme}://{}", neighbour.address);
+        let is_no_uri = |error: &dyn std::fmt::Display| wrong(error.to_string());
+        let mut endpoint = Endpoint::from_shared(address("http"))
+            .map_err(|error| is_no_uri(&error))?
             .http2_keep_alive_interval(Duration::from_secs(15))
             .keep_alive_timeout(Duration::from_secs(5));
-        if let Some(ca) = &neighbour.tls_ca {
-            let pem = fs::read(ca).map_err(|error| {
-                StartError::new(
-                    format!("reading the CA {}: {error}", ca.display()),
-                    "run make certs, or set tls.ca",
-                )
-            })?;
-            let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-            if let Some((cert, key)) = &neighbour.tls_identity {
-                let read = |path: &PathBuf| {
-                    fs::read(path).map_err(|error| {
-                        StartError::new(
-                            format!("reading {}: {error}", path.display()),
-                            "run make certs, or set tls.cert and tls.key",
-                        )
-                    })
-                };
-                tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-            }
-            endpoint = endpoint.tls_config(tls).map_err(|error| {
-                StartError::new(
-                    format!("the CA {}: {error}", ca.display()),
-                    "run make certs, or set tls.ca",
-                )
-            })?;
+        if let Some(tls) = tls {
+            tls.watch(neighbour.reload_every, tasks);
+            // the channel would do a TLS of its own by the address; calls say what it is all the same
+            let origin = address("https").parse();
+            endpoint = endpoint.origin(origin.map_err(|error| is_no_uri(&error))?);
         }
         Ok(Client {
-            channel: endpoint.connect_with_connector_lazy(Connect::new(neighbour.connect_timeout)),
+            channel: endpoint.connect_with_connector_lazy(connect),
             timeout: neighbour.timeout,
             name: neighbour.name,
             calls: outbound_calls(service),
@@ -157,62 +163,6 @@ impl Client {
             Err(_) => Err(late()),
         }
     }
-}
-
-/// Connects, and remembers a host that does not answer. A channel connects for one waiting call at a time: a hundred
-/// callers of a host that is gone would wait for a hundred time-outs, one after the other.
-struct Connect {
-    tcp: HttpConnector,
-    timeout: Duration,
-    silent_until: Arc<Mutex<Instant>>,
-}
-
-impl Connect {
-    fn new(timeout: Duration) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(timeout));
-        tcp.set_keepalive(Some(Duration::from_secs(15)));
-        tcp.set_nodelay(true);
-        Connect {
-            tcp,
-            timeout,
-            silent_until: Arc::new(Mutex::new(Instant::now())),
-        }
-    }
-}
-
-impl Service<Uri> for Connect {
-    type Response = TokioIo<TcpStream>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<TokioIo<TcpStream>, BoxError>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.tcp.poll_ready(cx).map_err(BoxError::from)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let (began, timeout) = (Instant::now(), self.timeout);
-        if began < *locked(&self.silent_until) {
-            let known = BoxError::from("the last attempt to connect had no answer");
-            return Box::pin(std::future::ready(Err(known)));
-        }
-        let (connecting, silent_until) = (self.tcp.call(uri), self.silent_until.clone());
-        Box::pin(async move {
-            let connected = connecting.await;
-            if connected.is_err() {
-                // for as long again as it took: a refusal took no time, who restarts is asked again at once. Counted from
-                // the beginning, because nobody may have looked at the attempt since
-                let took = began.elapsed().min(timeout);
-                *locked(&silent_until) = began + 2 * took;
-            }
-            connected.map_err(BoxError::from)
-        })
-    }
-}
-
-fn locked(instant: &Mutex<Instant>) -> MutexGuard<'_, Instant> {
-    instant.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Service<Request<Body>> for Client {
@@ -309,10 +259,11 @@ mod tests {
             address: "127.0.0.1:1".into(),
             tls_ca: None,
             tls_identity: None,
+            reload_every: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(60),
         };
-        let client = Client::new("cancelling", &neighbour).unwrap();
+        let client = Client::new("cancelling", &neighbour, &Tasks::new()).unwrap();
         let answer = async { Err::<tonic::Response<()>, _>(Status::cancelled("closed")) };
         let answer = client.call(Deadline::after(allowed), answer).await;
         answer.unwrap_err().code()

@@ -9,11 +9,10 @@ use std::{
 };
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::tls::Connection;
 
 /// A body that holds something until it has ended, or its reader has gone.
 pub(crate) struct Held<B, T> {
@@ -139,12 +138,12 @@ impl Drop for Answering {
 
 /// The socket of an HTTP/1 connection. hyper flushes it when its own buffer is empty, and only then.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Connection,
     unsent: Unsent,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, unsent: Unsent) -> Socket {
+    pub(crate) fn new(stream: Connection, unsent: Unsent) -> Socket {
         Socket { stream, unsent }
     }
 }
@@ -202,11 +201,11 @@ mod tests {
     use tower::Service as _;
 
     use super::*;
-    use crate::{config::Limits, grpc::Guard};
+    use crate::{config::Limits, grpc::Guard, roles::Policy};
 
     #[tokio::test]
     async fn a_call_is_in_progress_to_the_last_byte_of_its_answer() {
-        let guard = Guard::new("answering", &Limits::default());
+        let guard = Guard::new("answering", &Limits::default(), Policy::new(&[], None));
         let mut service = guard.wrap(tower::service_fn(|_: Request<tonic::body::Body>| {
             let body = tonic::body::Body::new(Full::new(Bytes::from_static(b"answer")));
             std::future::ready(Ok::<_, Infallible>(Response::new(body)))

@@ -46,6 +46,7 @@ fn one_line(text: &str) -> String {
 pub enum Code {
     InvalidArgument,
     Unauthenticated,
+    PermissionDenied,
     NotFound,
     AlreadyExists,
     FailedPrecondition,
@@ -62,6 +63,7 @@ impl Code {
         match self {
             Code::InvalidArgument => tonic::Code::InvalidArgument,
             Code::Unauthenticated => tonic::Code::Unauthenticated,
+            Code::PermissionDenied => tonic::Code::PermissionDenied,
             Code::NotFound => tonic::Code::NotFound,
             Code::AlreadyExists => tonic::Code::AlreadyExists,
             Code::FailedPrecondition => tonic::Code::FailedPrecondition,

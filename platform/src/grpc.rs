@@ -23,52 +23,18 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
+pub use crate::deadline::Deadline;
 use crate::{
     config::Limits,
     drain::{Held, Pieces},
     error::{Code, Fault, go_name},
+    peer::Peer,
+    roles::Policy,
     telemetry,
 };
 
 /// The trace id of every answer.
 pub const TRACE_ID: &str = "x-trace-id";
-
-/// Until when a call's answer is of use. Handlers pass it on, so that nobody works for a caller who has gone.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline(Instant);
-
-impl Deadline {
-    /// The deadline that the door gave to this call.
-    pub fn of<T>(request: &tonic::Request<T>) -> Deadline {
-        // a call that came around the door (there is none today) still gets a bound
-        request
-            .extensions()
-            .get()
-            .copied()
-            .unwrap_or_else(|| Deadline::after(Duration::from_secs(5)))
-    }
-
-    pub fn after(duration: Duration) -> Deadline {
-        Deadline(Instant::now() + duration)
-    }
-
-    pub fn remaining(&self) -> Duration {
-        self.0.saturating_duration_since(Instant::now())
-    }
-
-    pub fn instant(&self) -> Instant {
-        self.0
-    }
-
-    pub fn passed(&self) -> bool {
-        self.remaining().is_zero()
-    }
-}
-
-/// Whether the caller has shown a certificate that the door has verified (`tls.client_auth`). What comes over HTTP has not.
-pub fn is_authenticated<T>(request: &tonic::Request<T>) -> bool {
-    request.peer_certs().is_some_and(|certs| !certs.is_empty())
-}
 
 /// What every call of a service goes through; clones share the limit.
 #[derive(Clone)]
@@ -79,23 +45,43 @@ struct Shared {
     /// Holds a token for each answer, until its last byte.
     answers: TaskTracker,
     request_timeout: Duration,
+    policy: Policy,
     metrics: Metrics,
 }
 
 impl Guard {
-    pub fn new(service: &'static str, limits: &Limits) -> Guard {
+    pub fn new(service: &'static str, limits: &Limits, policy: Policy) -> Guard {
         Guard(Arc::new(Shared {
             in_flight: Arc::new(Semaphore::new(limits.in_flight)),
             answers: TaskTracker::new(),
             request_timeout: limits.request_timeout,
+            policy,
             metrics: Metrics::of(service),
         }))
+    }
+
+    /// Whether nobody may call without a certificate.
+    pub(crate) fn needs_certificate(&self) -> bool {
+        self.0.policy.needs_certificate()
     }
 
     /// Takes a place for a call whose message is yet to be read; it goes to the call as an extension of the request.
     pub(crate) fn admission(&self) -> Admission {
         let permit = self.0.in_flight.clone().try_acquire_owned();
         Admission(permit.ok().map(Arc::new))
+    }
+
+    /// Lets a call in: its caller may make it, and there is a place.
+    fn admit(&self, request: &mut Request<Body>) -> Result<Arc<OwnedSemaphorePermit>, Fault> {
+        let peer = request.extensions().get::<Peer>();
+        let caller = self.0.policy.admit(request.uri().path(), peer)?;
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
+        let admission = request.extensions_mut().remove::<Admission>();
+        let Admission(permit) = admission.unwrap_or_else(|| self.admission());
+        let full = "too many calls in progress, try again later";
+        permit.ok_or_else(|| Fault::new(Code::ResourceExhausted, full))
     }
 
     /// Taken when a call begins, dropped when its answer has been sent.
@@ -158,11 +144,12 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let shared = self.guard.0.clone();
         // before there is a span: turning calls away must cost next to nothing, or it would be an overload of its own
-        let admission = request.extensions_mut().remove::<Admission>();
-        let Admission(permit) = admission.unwrap_or_else(|| self.guard.admission());
-        let Some(permit) = permit else {
-            let refused = shared.turn_away(request.uri().path());
-            return Box::pin(std::future::ready(Ok(refused)));
+        let permit = match self.guard.admit(&mut request) {
+            Ok(permit) => permit,
+            Err(fault) => {
+                let refused = shared.turn_away(request.uri().path(), fault);
+                return Box::pin(std::future::ready(Ok(refused)));
+            }
         };
         // the one that was polled ready goes with the call
         let ready = self.inner.clone();
@@ -207,12 +194,9 @@ where
 }
 
 impl Shared {
-    /// The answer to a call that finds no place.
-    fn turn_away(&self, method: &str) -> Response<Body> {
-        let refused = refuse(
-            Code::ResourceExhausted,
-            "too many calls in progress, try again later",
-        );
+    /// The answer to a call that is not let in, or finds no place.
+    fn turn_away(&self, method: &str, fault: Fault) -> Response<Body> {
+        let refused = Status::from(fault).into_http();
         self.finish(method, Instant::now(), &telemetry::trace_id(), refused)
     }
 
@@ -229,12 +213,7 @@ impl Shared {
         }
         let (code, elapsed) = (code_of(response.headers()), started.elapsed());
         self.metrics.requests.with_label_values(&["router"]).inc();
-        // a method that does not exist is the caller's word: it must not become a label
-        let label = if code == tonic::Code::Unimplemented {
-            "unknown"
-        } else {
-            method
-        };
+        let label = self.policy.label(method);
         self.metrics
             .response_time
             .with_label_values(&[go_name(code), label])

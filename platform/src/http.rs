@@ -27,8 +27,9 @@ use crate::{
     error,
     grpc::{Guard, TRACE_ID},
     json::message,
+    peer::Peer,
     readiness::Health,
-    telemetry,
+    roles, telemetry,
 };
 
 /// A POST route for one RPC. `call` is the generated client's method over the guarded service.
@@ -63,23 +64,28 @@ where
     F: Fn(tonic::Request<Req>) -> Fut,
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>>,
 {
-    let (headers, body) = (request.headers().clone(), request.into_body());
-    // a body takes memory while it arrives, so its call is in progress from here on; one that finds no place is turned
-    // away by the guard, which knows its method, and its body is not read
+    let (head, body) = request.into_parts();
+    let peer = head.extensions.get::<Peer>().cloned().unwrap_or_default();
+    // a body takes memory while it arrives, so its call is in progress from here on; one that finds no place, or shows no
+    // certificate where one is needed, is turned away by the guard, which knows its method, and its body is not read
     let admission = door.guard.admission();
-    let unread = !admission.is_granted() && !is_small(&body);
-    let message = if admission.is_granted() {
+    let is_let_in = peer.is_verified() || !door.guard.needs_certificate();
+    let is_read = is_let_in && admission.is_granted();
+    let unread = !is_read && !is_small(&body);
+    let message = if is_read {
         door.message(body).await?
     } else {
         Req::default()
     };
     let mut outgoing = tonic::Request::new(message);
     outgoing.extensions_mut().insert(admission);
+    outgoing.extensions_mut().insert(peer);
     if let Some(parent) = telemetry::traceparent().and_then(|text| text.parse().ok()) {
         outgoing.metadata_mut().insert("traceparent", parent);
     }
     // grpc-gateway's own header for a caller's deadline
-    if let Some(timeout) = headers
+    if let Some(timeout) = head
+        .headers
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok()?.parse().ok())
     {
@@ -220,14 +226,8 @@ async fn method_not_allowed() -> Response {
 /// Asked every few seconds by machines: traces of these would only hide the others.
 const QUIET: [&str; 3] = ["/metrics", "/healthz", "/readyz"];
 
-/// The service's routes with what every service has besides: documentation, metrics, health, 404, the body limit, trace ids.
-pub(crate) fn router(
-    routes: Router,
-    openapi: &'static str,
-    health: Arc<Health>,
-    guard: Guard,
-    limits: &Limits,
-) -> Router {
+/// What every service has besides its routes: documentation, metrics, health. Nobody needs a certificate for these.
+pub(crate) fn standard_routes(openapi: &'static str, health: Arc<Health>) -> Router {
     let ready = move || async move {
         let (ready, report) = health.report();
         reply(
@@ -239,14 +239,18 @@ pub(crate) fn router(
             &report,
         )
     };
-    routes
-        .merge(docs::router(openapi))
+    docs::router(openapi)
         .route("/metrics", get(metrics))
         .route(
             "/healthz",
             get(async || reply(StatusCode::OK, &json!({"status": "ok"}))),
         )
         .route("/readyz", get(ready))
+}
+
+/// The routes of a port with 404, the body limit and trace ids.
+pub(crate) fn router(routes: Router, guard: Guard, limits: &Limits) -> Router {
+    routes
         .fallback(not_found)
         .layer(Extension(Door {
             guard: guard.clone(),
@@ -320,6 +324,19 @@ pub(crate) async fn stamp_trace_id(request: Request, next: Next) -> Response {
     response
 }
 
+/// Refuses gRPC calls without a certificate, but for those under `guarded`: health and reflection are for any caller with one.
+pub(crate) async fn needs_certificate(
+    State(guarded): State<String>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let peer = request.extensions().get::<Peer>();
+    if peer.is_some_and(Peer::is_verified) || request.uri().path().starts_with(&guarded) {
+        return next.run(request).await;
+    }
+    Status::from(roles::certificate_required()).into_http()
+}
+
 fn stamp(headers: &mut HeaderMap, trace_id: &str) {
     if let Ok(value) = HeaderValue::from_str(trace_id) {
         headers.insert(TRACE_ID, value.clone());
@@ -339,11 +356,11 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{listen, tasks};
+    use crate::{listen, roles::Policy, tasks, tls::Listener};
 
     #[tokio::test]
     async fn a_panic_in_a_route_is_an_answer_and_the_connection_lives() {
-        let guard = Guard::new("routes", &Limits::default());
+        let guard = Guard::new("routes", &Limits::default(), Policy::new(&[], None));
         let router = Router::new()
             .route("/broken", get(async || -> StatusCode { panic!("broken") }))
             .route("/whole", get(async || "whole"))
@@ -351,6 +368,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let closing = CancellationToken::new();
+        let listener = Listener::new(listener, None);
         let door = listen::serve_http(listener, router, Limits::default(), closing.clone());
         let door = tasks::spawn(door);
 

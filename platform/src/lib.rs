@@ -1,9 +1,12 @@
 //! Plumbing shared by the services, without a business word: how a process starts, listens, calls, stores, sends,
 //! shows what it does and stops. What only one service uses lives in that service.
 
+mod certificates;
 pub mod client;
 pub mod command;
 pub mod config;
+mod connect;
+mod deadline;
 mod docs;
 mod drain;
 pub mod error;
@@ -15,11 +18,16 @@ pub mod kafka;
 mod listen;
 mod log;
 pub mod migrate;
+pub mod peer;
 pub mod pg;
 pub mod process;
 pub mod readiness;
+pub mod roles;
 mod sections;
 pub mod server;
 pub mod state_log;
 pub mod tasks;
 pub mod telemetry;
+#[cfg(test)]
+mod test_authority;
+mod tls;

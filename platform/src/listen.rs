@@ -1,7 +1,7 @@
 //! The HTTP door's connections. axum's own `serve` has no limits on what a connection may hold or how long it may be
 //! silent; hyper's builder has.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use axum::Router;
 use hyper::body::Incoming;
@@ -10,27 +10,24 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::{
     config::Limits,
     drain::{Socket, Unsent},
-    state_log::StateLog,
     tasks,
+    tls::Listener,
 };
 
 /// hyper refuses less, whatever the headers are.
 const LEAST_BUFFER: usize = 8192;
-/// After an accept that failed for want of a file descriptor, say: trying again at once would only burn a core.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// For the answer to a ping.
 pub(crate) const PING_BOUND: Duration = Duration::from_secs(10);
 
-/// Serves `router` until `closing`, then lets the connections finish what they have begun.
+/// Serves `router` until `closing`, then lets the connections finish what they have begun. Every request knows its peer.
 pub(crate) async fn serve_http(
-    listener: TcpListener,
+    mut listener: Listener,
     router: Router,
     limits: Limits,
     closing: CancellationToken,
@@ -40,23 +37,15 @@ pub(crate) async fn serve_http(
     loop {
         let stream = tokio::select! {
             () = closing.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    note(&error);
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
+            stream = listener.next() => stream,
         };
-        // answers are small and whole: waiting to fill a packet only delays them
-        stream.set_nodelay(true).ok();
-        let unsent = Unsent::default();
+        let (peer, unsent) = (stream.peer(), Unsent::default());
         let socket = Socket::new(stream, unsent.clone());
         let service = router
             .clone()
             .map_request(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(unsent.clone());
+                request.extensions_mut().insert(peer.clone());
                 request.map(axum::body::Body::new)
             });
         let connection = builder
@@ -86,10 +75,4 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .header_read_timeout(limits.idle_timeout)
         .max_buf_size(buffer);
     builder
-}
-
-static ACCEPTING: StateLog = StateLog::new("connection not accepted", "connections are accepted");
-
-fn note(error: &io::Error) {
-    ACCEPTING.failed(error);
 }

@@ -72,11 +72,12 @@ pub fn main<F: Future<Output = anyhow::Result<ExitCode>>>(
 }
 
 /// Says on stdout, as one JSON line, where the doors are: port 0 in the config means any.
-pub fn announce(service: &str, grpc: SocketAddr, http: SocketAddr) {
-    println!(
-        "{}",
-        json!({"service": service, "grpc": grpc.to_string(), "http": http.to_string()})
-    );
+pub fn announce(service: &str, grpc: SocketAddr, http: SocketAddr, admin: Option<SocketAddr>) {
+    let mut line = json!({"service": service, "grpc": grpc.to_string(), "http": http.to_string()});
+    if let Some(admin) = admin {
+        line["admin"] = admin.to_string().into();
+    }
+    println!("{line}");
 }
 
 /// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin; a second signal then exits at once.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::config::secret;
+use crate::{config::secret, roles::Roles};
 
 /// Where the gRPC door listens.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,7 +21,16 @@ pub struct HttpConfig {
     pub listen: SocketAddr,
 }
 
-/// TLS of the gRPC door and of calls to neighbours. Paths are relative to the working directory.
+/// Where probes and Prometheus ask, who show no certificate.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminListen {
+    /// Plaintext `/metrics`, `/healthz`, `/readyz` and `/docs`, which the HTTP door then has no more. Default: it has them.
+    pub listen: Option<SocketAddr>,
+}
+
+/// TLS of the gRPC door and of calls to neighbours; of the HTTP door where certificates are required or roles are given. Paths
+/// are relative to the working directory.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsConfig {
@@ -36,9 +45,13 @@ pub struct TlsConfig {
     /// Verifies clients that show a certificate. Default: `ca`.
     pub client_ca: Option<PathBuf>,
     pub client_auth: ClientAuth,
+    /// How often the files are looked at: what has replaced them is shown to the next connection. Whoever renews
+    /// certificates does so days before they expire.
+    #[serde(with = "humantime_serde")]
+    pub reload_every: Duration,
 }
 
-/// Whether clients of the gRPC door show a certificate.
+/// Whether clients show a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientAuth {
@@ -71,6 +84,7 @@ impl Default for TlsConfig {
             key: None,
             client_ca: None,
             client_auth: ClientAuth::None,
+            reload_every: Duration::from_secs(10),
         }
     }
 }
@@ -241,6 +255,8 @@ pub struct Common {
     pub grpc: GrpcConfig,
     pub http: HttpConfig,
     pub tls: TlsConfig,
+    pub admin_listen: Option<SocketAddr>,
+    pub roles: Option<Roles>,
     pub postgres: PostgresConfig,
     pub limits: Limits,
     pub shutdown_grace: Duration,

@@ -1,29 +1,27 @@
-//! Server assembly: opens both doors, serves, watches readiness, and stops in order within a bound: not ready, stop
+//! Server assembly: opens the doors, serves, watches readiness, and stops in order within a bound: not ready, stop
 //! accepting, finish what runs, stop the workers.
 
-use std::{fs, future::Future, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, middleware};
+use futures::future::OptionFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{Certificate, Identity, ServerTlsConfig, server::TcpIncoming},
-};
+use tonic::service::Routes;
 use tonic_health::{ServingStatus, pb::health_server::HealthServer};
 
 use crate::{
+    certificates::Watched,
     config::{ClientAuth, Common, Limits},
     error::StartError,
     grpc::Guard,
     http, listen,
     readiness::{self, Health, Readiness},
+    roles::Roles,
     tasks::Tasks,
     telemetry::FLUSH_BOUND,
+    tls::{Acceptor, Listener, Protocol, ServerTls},
 };
-
-/// A peer that is gone without a word is found out by the kernel, whatever state the connection is in.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// What is behind the doors of a service.
 pub struct Doors {
@@ -41,26 +39,40 @@ pub struct Doors {
     pub openapi: &'static str,
 }
 
-/// Both sockets, open and not yet served.
+/// The sockets, open and not yet served.
 pub struct Server {
     service: &'static str,
     grpc: TcpListener,
     http: TcpListener,
-    tls: Option<ServerTlsConfig>,
+    /// For whoever shows no certificate: no RPC.
+    admin: Option<TcpListener>,
+    tls: Option<Arc<Watched<ServerTls>>>,
+    /// Whether certificates are asked for over HTTP too.
+    http_tls: bool,
+    reload_every: Duration,
     limits: Limits,
     shutdown_grace: Duration,
 }
 
 impl Server {
     /// # Errors
-    /// A setting that cannot be, a port in use, TLS files that are missing or no PEM.
+    /// A setting that cannot be, a port in use, TLS files that are missing or no good.
     pub async fn bind(service: &'static str, common: &Common) -> Result<Server, StartError> {
         check(common)?;
         let server = Server {
             service,
-            tls: tls(service, common)?,
+            tls: match common.tls.enabled {
+                true => Some(ServerTls::load(service, &common.tls)?),
+                false => None,
+            },
             grpc: listen("grpc.listen", common.grpc.listen).await?,
             http: listen("http.listen", common.http.listen).await?,
+            admin: match common.admin_listen {
+                Some(address) => Some(listen("admin.listen", address).await?),
+                None => None,
+            },
+            http_tls: is_closed(common),
+            reload_every: common.tls.reload_every,
             limits: common.limits.clone(),
             shutdown_grace: common.shutdown_grace,
         };
@@ -73,6 +85,10 @@ impl Server {
 
     pub fn http_addr(&self) -> SocketAddr {
         local(&self.http)
+    }
+
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(local)
     }
 
     /// Serves until `shutdown` or until a worker fails, then drains. Returns when tracked work and workers are finished,
@@ -92,18 +108,22 @@ impl Server {
         let closing = CancellationToken::new();
         let (name, guard) = (doors.name, doors.guard);
         readiness::watch(&tasks, readiness, health.clone(), reporter.clone(), name).await;
+        if let Some(tls) = &self.tls {
+            tls.watch("certificates", self.reload_every, &tasks);
+        }
 
         let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
+        let routes = with_callers(routes, name, &guard);
         // the last of it is for the traces, after everything that makes some
         let grace = self.shutdown_grace.saturating_sub(FLUSH_BOUND);
-        let http = http::router(
-            doors.http,
-            doors.openapi,
-            health.clone(),
-            guard.clone(),
-            &self.limits,
-        );
-        let doors = self.serve(routes, http, closing.clone())?;
+        let standard = http::standard_routes(doors.openapi, health.clone());
+        let (http, admin) = match self.admin {
+            Some(_) => (doors.http, standard),
+            None => (doors.http.merge(standard), Router::new()),
+        };
+        let router = |routes| http::router(routes, guard.clone(), &self.limits);
+        let (http, admin) = (router(http), router(admin));
+        let doors = self.serve(routes, http, admin, closing.clone());
 
         let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);
         let failed = tokio::select! {
@@ -141,31 +161,42 @@ impl Server {
     fn serve(
         self,
         routes: Routes,
-        router: Router,
+        http: Router,
+        admin: Router,
         closing: CancellationToken,
-    ) -> anyhow::Result<tokio::task::JoinHandle<anyhow::Result<()>>> {
-        let mut builder = tonic::transport::Server::builder()
+    ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
+        let bound = self.limits.idle_timeout;
+        let acceptor = |protocol| {
+            self.tls.clone().map(|tls| Acceptor {
+                tls,
+                protocol,
+                bound,
+            })
+        };
+        let http_tls = acceptor(Protocol::Http).filter(|_| self.http_tls);
+        let listener = Listener::new(self.grpc, acceptor(Protocol::Grpc));
+        let grpc = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(self.limits.idle_timeout))
             .http2_keepalive_timeout(Some(listen::PING_BOUND))
-            .http2_max_header_list_size(self.limits.header_bytes);
-        if let Some(tls) = self.tls {
-            builder = builder.tls_config(tls)?;
-        }
-        // the builder's own settings of this kind are for sockets that it has bound
-        let incoming = TcpIncoming::from(self.grpc)
-            .with_nodelay(Some(true))
-            .with_keepalive(Some(TCP_KEEPALIVE));
-        let grpc = builder
+            .http2_max_header_list_size(self.limits.header_bytes)
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
-        let http = listen::serve_http(self.http, router, self.limits, closing);
+            .serve_with_incoming_shutdown(
+                listener.into_stream(),
+                closing.clone().cancelled_owned(),
+            );
+        let http_door = |socket, tls, router| {
+            let listener = Listener::new(socket, tls);
+            listen::serve_http(listener, router, self.limits.clone(), closing.clone())
+        };
+        let admin = self.admin.map(|socket| http_door(socket, None, admin));
+        let http = http_door(self.http, http_tls, http);
         let service = self.service;
-        Ok(crate::tasks::spawn(async move {
-            let (grpc, ()) = tokio::join!(grpc, http);
+        crate::tasks::spawn(async move {
+            let (grpc, (), _) = tokio::join!(grpc, http, OptionFuture::from(admin));
             grpc.map_err(|error| {
                 anyhow::Error::from(error).context(format!("serving {service} over gRPC"))
             })
-        }))
+        })
     }
 }
 
@@ -205,10 +236,44 @@ fn check(common: &Common) -> Result<(), StartError> {
             "its last second is for traces and log lines: write 2s or more",
         ));
     }
+    if common.tls.reload_every.is_zero() {
+        return Err(StartError::new(
+            "tls.reload_every = 0s",
+            "it would do nothing else: write 1s or more",
+        ));
+    }
+    check_callers(common)
+}
+
+/// Whether a caller is let in only with a certificate: over HTTP then as over gRPC.
+fn is_closed(common: &Common) -> bool {
+    common.roles.is_some() || common.tls.client_auth == ClientAuth::Required
+}
+
+/// Who may call: what would let nobody in, or somebody in by the other port.
+fn check_callers(common: &Common) -> Result<(), StartError> {
     if !common.tls.enabled && common.tls.client_auth != ClientAuth::None {
         return Err(StartError::new(
             "tls.client_auth without tls.enabled: nobody can show a certificate",
             "set tls.enabled to true, or tls.client_auth to none",
+        ));
+    }
+    if common.roles.as_ref().is_some_and(Roles::is_empty) {
+        return Err(StartError::new(
+            "roles is empty: nobody could call anything",
+            "name who may, or remove it",
+        ));
+    }
+    if common.roles.is_some() && common.tls.client_auth == ClientAuth::None {
+        return Err(StartError::new(
+            "roles without tls.client_auth: nobody is asked for a certificate",
+            "set tls.client_auth to required or optional, or remove roles",
+        ));
+    }
+    if is_closed(common) && common.admin_listen.is_none() {
+        return Err(StartError::new(
+            "admin.listen is missing: HTTP is closed to callers without a certificate, and probes and Prometheus show none",
+            "set admin.listen to an address that only they reach, or remove roles and tls.client_auth: required",
         ));
     }
     Ok(())
@@ -226,43 +291,6 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, S
         StartError::new(
             format!("listening on {address}: {error}"),
             format!("stop what uses the port, or set {key}"),
-        )
-    })
-}
-
-fn tls(service: &str, common: &Common) -> Result<Option<ServerTlsConfig>, StartError> {
-    let config = &common.tls;
-    if !config.enabled {
-        return Ok(None);
-    }
-    let (cert, key) = config.identity(service);
-    let identity = Identity::from_pem(pem("tls.cert", &cert)?, pem("tls.key", &key)?);
-    let mut tls = ServerTlsConfig::new()
-        .identity(identity)
-        .timeout(common.limits.idle_timeout);
-    if config.client_auth != ClientAuth::None {
-        let ca = config.client_ca.as_ref().unwrap_or(&config.ca);
-        tls = tls
-            .client_ca_root(Certificate::from_pem(pem("tls.client_ca", ca)?))
-            .client_auth_optional(config.client_auth == ClientAuth::Optional);
-    }
-    // tonic reads the PEM only when it serves; a wrong file has to show before that
-    tonic::transport::Server::builder()
-        .tls_config(tls.clone())
-        .map_err(|error| {
-            StartError::new(
-                format!("TLS from {} and {}: {error}", cert.display(), key.display()),
-                "run make certs",
-            )
-        })?;
-    Ok(Some(tls))
-}
-
-fn pem(key: &'static str, path: &Path) -> Result<Vec<u8>, StartError> {
-    fs::read(path).map_err(|error| {
-        StartError::new(
-            format!("reading {key} {}: {error}", path.display()),
-            format!("run make certs, set {key}, or set tls.enabled to false"),
         )
     })
 }
@@ -309,6 +337,17 @@ fn with_standard_services(
                 .build_v1alpha()?,
         );
     // these are not behind the guard: a full house must not look like a dead one
-    let stamped = axum::middleware::from_fn(http::stamp_trace_id);
-    Ok(Routes::from(routes.into_axum_router().layer(stamped)))
+    Ok(routes)
+}
+
+/// Adds what is around everything: trace ids, and where roles are given, that nobody calls without a certificate.
+fn with_callers(routes: Routes, name: &'static str, guard: &Guard) -> Routes {
+    let mut router = routes.into_axum_router();
+    if guard.needs_certificate() {
+        // the guard sees to its own calls, and counts those that it refuses
+        let guarded = format!("/{name}/");
+        let verified = middleware::from_fn_with_state(guarded, http::needs_certificate);
+        router = router.layer(verified);
+    }
+    Routes::from(router.layer(middleware::from_fn(http::stamp_trace_id)))
 }

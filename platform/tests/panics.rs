@@ -9,6 +9,7 @@ use futures::Stream;
 use platform::{
     config::{GraylogConfig, JaegerConfig, Limits, LogConfig},
     grpc::{Guard, Guarded, TRACE_ID},
+    roles::Policy,
     tasks::Tasks,
     telemetry,
 };
@@ -115,7 +116,7 @@ async fn a_panic_is_answered_logged_and_counted() {
     let mut frames = BufReader::new(graylog.accept().await.unwrap().0);
     assert_eq!(panics(), 0.0, "there before it has happened");
 
-    let guard = Guard::new("probe", &Limits::default());
+    let guard = Guard::new("probe", &Limits::default(), Policy::new(&[], None));
     let mut probe = HealthClient::new(guard.wrap(HealthServer::new(Probe::default())));
     let trace = is_internal(&mut probe, "handler").await;
     assert_eq!(

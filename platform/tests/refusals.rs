@@ -15,6 +15,7 @@ use futures::Stream;
 use platform::{
     config::Limits,
     grpc::{Guard, TRACE_ID},
+    roles::{Methods, Policy, Role},
 };
 use prometheus::TextEncoder;
 use tokio::sync::Semaphore;
@@ -32,6 +33,8 @@ use tracing_subscriber::{
     Layer,
     layer::{Context, SubscriberExt as _},
 };
+
+const METHODS: Methods = &[("/grpc.health.v1.Health/Check", Role::ANY)];
 
 /// Answers when it is let.
 #[derive(Clone)]
@@ -87,7 +90,7 @@ async fn a_call_too_many_is_counted_and_makes_no_span() {
         ..Limits::default()
     };
     let go = Arc::new(Semaphore::new(0));
-    let guard = Guard::new("crowded", &limits);
+    let guard = Guard::new("crowded", &limits, Policy::new(METHODS, None));
     let mut first = HealthClient::new(guard.wrap(HealthServer::new(Probe(go.clone()))));
     let mut other = first.clone();
 

@@ -20,6 +20,7 @@ mod proxy;
 mod purchases;
 mod recovery;
 mod refusals;
+mod roles;
 mod test_app;
 
 /// A database of the test's own and its owner, the user of `config.example.yaml`.

@@ -19,6 +19,8 @@ mod test_stack;
 
 mod bad_input;
 mod brokers;
+mod certificates;
+mod certified;
 mod command_line;
 mod compose;
 mod compose_containers;
@@ -49,6 +51,7 @@ mod recount;
 mod refusals;
 mod replay;
 mod restarts;
+mod roles;
 mod rolling;
 mod stopping;
 mod tls;

@@ -88,13 +88,14 @@ impl Replica {
                 let line = line.expect("it says where it listens");
                 let said: Value = serde_json::from_str(&line).unwrap();
                 if let (Some(grpc), Some(http)) = (said["grpc"].as_str(), said["http"].as_str()) {
-                    return (grpc.parse().unwrap(), http.parse().unwrap());
+                    let admin = said["admin"].as_str().unwrap_or(http);
+                    return [grpc, http, admin].map(|address| address.parse().unwrap());
                 }
                 println!("{line}");
             }
         };
         let announced = tokio::time::timeout(END_BOUND, announced).await;
-        let (grpc, http) = announced.expect("a start");
+        let [grpc, http, admin] = announced.expect("a start");
         let mut log = JoinSet::new();
         log.spawn(async move {
             // shown when the test fails; a full pipe would hold the process up
@@ -111,7 +112,7 @@ impl Replica {
             http,
             _log: log,
         };
-        let ready = format!("http://{http}/readyz");
+        let ready = format!("http://{admin}/readyz");
         let client = devstack::clients::http_client().unwrap();
         eventually("a replica that is ready", async || {
             let answer = client.get(&ready).send().await;

@@ -2,7 +2,6 @@
 
 use devstack::{
     certs,
-    clients::Door,
     stack::{Options, Stack},
 };
 use proto::loms::{
@@ -13,6 +12,7 @@ use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{
     caller::Caller,
+    certified::Web,
     replica::Replica,
     test_stack::{TestStack, binaries},
 };
@@ -108,21 +108,33 @@ async fn deliveries_are_booked_by_callers_who_show_who_they_are() {
 
 #[tokio::test]
 async fn where_certificates_are_required_checkout_shows_its_own() {
-    let required = json!({"tls": {"client_auth": "required"}});
+    let required = json!({
+        "tls": {"client_auth": "required"},
+        "admin": {"listen": "127.0.0.1:0"},
+    });
     let settings = json!({"loms": required, "checkout": required});
     let mut stack = TestStack::start_with(settings, &[(1, HEART, 3)]).await;
     // the stack's own caller of LOMS is the operator; the one of checkout shows nothing
     let caller = Caller(stack.clients.clone());
     not_let_in(caller.add(5, HEART, 1).await);
-    let body = json!({"user": 5, "sku": HEART, "count": 2});
-    let added = caller.post(Door::Checkout, "/addToCart", body).await;
-    assert_eq!(added.status, 200, "{}", added.body);
-    let bought = caller
-        .post(Door::Checkout, "/purchase", json!({"user": 5}))
-        .await;
-    assert_eq!(bought.status, 200, "{}", bought.body);
-
     let stack_of = stack.stack();
+    let gateway = Web::showing(stack_of.certs(), Some(certs::GATEWAY));
+    let checkout = stack_of.service("checkout").unwrap().http();
+    let body = json!({"user": 5, "sku": HEART, "count": 2});
+    assert_eq!(gateway.post(checkout, "/addToCart", &body).await, Some(200));
+    let buyer = json!({"user": 5});
+    assert_eq!(gateway.post(checkout, "/purchase", &buyer).await, Some(200));
+
+    // nobody pays, over TLS or without, who shows nothing
+    let loms = stack_of.service("loms").unwrap().http();
+    let nobody = Web::showing(stack_of.certs(), None);
+    let order = json!({"orderID": 1});
+    assert_eq!(nobody.post(loms, "/orderPayed", &order).await, None);
+    let plain = devstack::clients::http_client().unwrap();
+    let plain = plain.post(format!("http://{loms}/orderPayed"));
+    assert!(plain.body(order.to_string()).send().await.is_err());
+    assert_eq!(gateway.post(loms, "/orderPayed", &order).await, Some(200));
+
     let again = Replica::start(stack_of, &Value::Null).await;
     not_let_in(on_sale(again.stranger()).await);
     assert_eq!(on_sale(again.operator(stack_of.certs())).await.unwrap(), 1);

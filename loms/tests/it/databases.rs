@@ -218,7 +218,7 @@ async fn a_database_without_the_schema_is_waited_for_too() {
     .await;
     let status = app.try_create(order(1, &[(7, 1)], "")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    let migrated = platform::pg::migrate(&app.config.postgres, &loms::MIGRATOR).await;
+    let migrated = loms::migrate(&app.config, Duration::ZERO).await;
     migrated.unwrap();
     eventually("readiness", async || app.get("/readyz").await.status == 200).await;
     app.receive("d1", &[(1, 7, 9)]).await.unwrap();

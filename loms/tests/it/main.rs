@@ -11,6 +11,7 @@ mod kafka;
 mod oracle;
 mod process;
 mod proxy;
+mod roles;
 mod test_app;
 mod traders;
 

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use platform::pg;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgPool};
 

@@ -8,6 +8,7 @@
 
 mod kafka;
 mod proxy;
+mod roles;
 mod telegram;
 mod test_app;
 

@@ -1,0 +1,11 @@
+//! Who may call which RPC, where the config gives roles.
+
+use platform::roles::{Methods, Role};
+
+/// Every RPC of the service; one that is missing here is for nobody.
+pub const METHODS: Methods = &[
+    ("/cart.Cart/AddToCart", &[Role::Gateway]),
+    ("/cart.Cart/DeleteFromCart", &[Role::Gateway]),
+    ("/cart.Cart/ListCart", &[Role::Gateway]),
+    ("/cart.Cart/Purchase", &[Role::Gateway]),
+];
