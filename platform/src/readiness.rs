@@ -12,7 +12,10 @@ use std::{
 
 use futures::future::BoxFuture;
 use serde_json::{Map, Value};
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -64,6 +67,8 @@ pub(crate) struct Health {
     stopping: AtomicBool,
     database: Mutex<Option<State>>,
     notes: Mutex<Vec<(&'static str, String)>>,
+    /// When somebody asks, the notes are checked for the next who does.
+    asked: watch::Sender<()>,
 }
 
 impl Health {
@@ -72,6 +77,16 @@ impl Health {
             stopping: AtomicBool::new(false),
             database: Mutex::default(),
             notes: Mutex::default(),
+            asked: watch::Sender::new(()),
+        }
+    }
+
+    /// Waits until somebody asks. `false`: the process stops.
+    async fn asked(&self, stopping: &CancellationToken) -> bool {
+        let mut asked = self.asked.subscribe();
+        tokio::select! {
+            () = stopping.cancelled() => false,
+            asked = asked.changed() => asked.is_ok(),
         }
     }
 
@@ -83,6 +98,7 @@ impl Health {
     /// Whether this process should get calls, and why.
     pub(crate) fn report(&self) -> (bool, Value) {
         let (ready, database) = self.state();
+        self.asked.send_replace(());
         let mut report = Map::new();
         report.insert("ready".into(), ready.into());
         report.insert("database".into(), database.into());
@@ -121,7 +137,8 @@ pub(crate) async fn watch(
         let (health, stopping) = (health.clone(), tasks.stopping());
         tasks.worker("readiness note", async move {
             let mut ticks = ticks();
-            while next(&mut ticks, &stopping).await {
+            // brokers and upstreams are not asked by somebody whom nobody asks
+            while health.asked(&stopping).await && next(&mut ticks, &stopping).await {
                 let said = tokio::time::timeout(CHECK_BOUND, check()).await;
                 let said = said.unwrap_or_else(|_| "no answer".into());
                 if let Some(known) = locked(&health.notes).get_mut(index) {

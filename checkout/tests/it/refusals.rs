@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     proxy::Proxy,
-    test_app::{TestApp, connection_string, refused},
+    test_app::{TestApp, connection_string, eventually, refused},
 };
 
 fn fields(status: &Status) -> Vec<String> {
@@ -213,8 +213,10 @@ async fn a_database_that_is_away_is_unavailable() {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
         assert!(!status.message().contains("127.0.0.1"), "{status:?}");
     }
-    let ready = app.get("/readyz").await;
-    assert_eq!(ready.status(), 503);
+    eventually("a report", async || {
+        app.get("/readyz").await.status() == 503
+    })
+    .await;
     assert_eq!(app.get("/healthz").await.status(), 200);
     app.finish().await;
 }

@@ -82,7 +82,7 @@ impl Db {
     /// transaction pooler they reach the same server only inside a transaction.
     pub(super) async fn start_work(&mut self) -> Result<(), Error> {
         if self.local.is_some() {
-            drop(self.begin().await?);
+            self.begin().await?;
             self.implicit = true;
         }
         Ok(())
