@@ -25,6 +25,9 @@ use crate::owner;
 /// A pool of the owner of a database of the test's own, migrated as the service does it. The database goes with the last
 /// clone of the pool, if the test passes.
 ///
+/// The time-outs that `migrate` writes down for the role are not copied: tests hold rows for longer, and a service that
+/// connects directly sets its own.
+///
 /// # Panics
 /// Without `DATABASE_URL` of a superuser.
 pub async fn database(service: &str, migrator: &'static Migrator) -> PgPool {
@@ -49,6 +52,17 @@ pub async fn admin(pool: &PgPool) -> PgPool {
     let url = owner::with_database(&server(), name).expect("DATABASE_URL is a URL");
     let pool = PgPoolOptions::new().max_connections(2).connect(&url).await;
     pool.expect("a connection of the administrator")
+}
+
+/// The URL of the pool's user and database: what goes into a service's `postgres.connection_string`.
+///
+/// # Panics
+/// Without `DATABASE_URL` of a superuser.
+pub fn url(pool: &PgPool) -> String {
+    let options = pool.connect_options();
+    let name = options.get_database().expect("a database");
+    let url = owner::owner_url(&server(), options.get_username(), name);
+    url.expect("DATABASE_URL is a URL")
 }
 
 fn server() -> String {

@@ -4,4 +4,4 @@
 pub mod database;
 pub mod owner;
 
-pub use database::{admin, database, empty_database};
+pub use database::{admin, database, empty_database, url};

@@ -174,8 +174,7 @@ async fn listing_works_where_nothing_can_be_written() {
     let pool = crate::database().await;
     fill(&pool, 1, &(5..7)).await;
     // an owner may take rights from himself
-    let revoke =
-        "REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA checkout FROM CURRENT_USER";
+    let revoke = "REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA checkout FROM CURRENT_USER";
     sqlx::raw_sql(revoke).execute(&pool).await.unwrap();
     let app = TestApp::start(pool).await;
     app.loms.stock(5, 10);

@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     proxy::Proxy,
-    test_app::{TestApp, connection_string, eventually, refused},
+    test_app::{TestApp, eventually, refused},
 };
 
 fn fields(status: &Status) -> Vec<String> {
@@ -194,7 +194,7 @@ async fn a_whole_purchase_over_http() {
 #[tokio::test]
 async fn a_database_that_is_away_is_unavailable() {
     let pool = crate::database().await;
-    let direct = connection_string(&pool);
+    let direct = testkit::url(&pool);
     let (login, server) = direct.rsplit_once('@').unwrap();
     let (server, database) = server.split_once('/').unwrap();
     let proxy = Proxy::start(server.to_owned()).await;

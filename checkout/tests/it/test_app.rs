@@ -8,7 +8,7 @@ use proto::cart::{
     cart_client::CartClient,
 };
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions as _, PgPool, Row as _};
+use sqlx::{PgPool, Row as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, transport::Channel};
@@ -61,17 +61,12 @@ impl Neighbours {
     }
 }
 
-/// The database of `pool`, and its user.
-pub(crate) fn connection_string(pool: &PgPool) -> String {
-    pool.connect_options().to_url_lossy().to_string()
-}
-
 /// A config for the database of `pool`, with `changes` to the usual one.
 pub(crate) fn config(pool: &PgPool, [loms, products]: [SocketAddr; 2], changes: &Value) -> Value {
     let mut config = json!({
         "token": TOKEN,
         "services": {"loms": loms.to_string(), "products": products.to_string()},
-        "postgres": {"connection_string": connection_string(pool)},
+        "postgres": {"connection_string": testkit::url(pool)},
         "grpc": {"listen": "127.0.0.1:0"},
         "http": {"listen": "127.0.0.1:0"},
         "tls": {"enabled": false},

@@ -21,6 +21,7 @@ mod http;
 mod refusals;
 mod standard;
 
+mod connection;
 mod conservation;
 mod contention;
 mod databases;
@@ -28,7 +29,6 @@ mod keys;
 mod keys_sweep;
 mod lost_answers;
 mod races;
-mod search_path;
 
 mod model;
 mod shop;

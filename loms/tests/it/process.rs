@@ -9,7 +9,7 @@ use std::{
 
 use proto::loms::loms_client::LomsClient;
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions as _, PgPool};
+use sqlx::PgPool;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, ChildStdin, Command},
@@ -37,7 +37,7 @@ impl File {
             "grpc": {"listen": "127.0.0.1:0"},
             "http": {"listen": "127.0.0.1:0"},
             "tls": {"enabled": false},
-            "postgres": {"connection_string": pool.connect_options().to_url_lossy().to_string()},
+            "postgres": {"connection_string": testkit::url(pool)},
             "brokers": [kafka::brokers()],
             "kafka": {"topic": topic},
             "log": {"level": "warn"},

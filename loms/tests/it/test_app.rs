@@ -16,7 +16,7 @@ use platform::{
 use proto::loms::{self as pb, loms_client::LomsClient};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions as _, PgPool, Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
@@ -66,7 +66,7 @@ pub(crate) fn config(pool: &PgPool, changes: Value) -> Config {
         "tls": {"enabled": false},
         "admin": {"allow_unauthenticated": true},
         "postgres": {
-            "connection_string": pool.connect_options().to_url_lossy().to_string(),
+            "connection_string": testkit::url(pool),
             "acquire_timeout": "10s",
             "lock_timeout": "10s",
         },

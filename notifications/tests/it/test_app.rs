@@ -8,7 +8,7 @@ use proto::notifications::{
     notifications_client::NotificationsClient,
 };
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions as _, PgPool};
+use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -30,7 +30,7 @@ pub(crate) fn settings(pool: &PgPool, kafka: &Kafka, changes: Value) -> Value {
         "grpc": {"listen": "127.0.0.1:0"},
         "http": {"listen": "127.0.0.1:0"},
         "tls": {"enabled": false},
-        "postgres": {"connection_string": pool.connect_options().to_url_lossy().to_string()},
+        "postgres": {"connection_string": testkit::url(pool)},
         "brokers": [kafka.brokers],
         "kafka": {"topic": kafka.topic, "dead_letter_topic": kafka.dead_letter_topic, "group": kafka.group,
                   "session_timeout": "6s"},

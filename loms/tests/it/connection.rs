@@ -1,8 +1,10 @@
-//! Nothing that the service reads or writes depends on `search_path`: PostgreSQL prints the names of types by it.
+//! The connection to the database, as others may have set it up: whatever `search_path` is, by which PostgreSQL prints the
+//! names of types, and encrypted where that is asked for.
 
 use proto::loms::CreateOrderResponse;
 use serde_json::json;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool};
+use tokio::{io::AsyncReadExt as _, net::TcpListener};
 
 use crate::{
     oracle::{self, rows},
@@ -78,4 +80,24 @@ async fn orders_go_every_way_without_a_path() {
 #[tokio::test]
 async fn orders_go_every_way_with_another_schema_in_the_path() {
     every_way(&with_path("public").await).await;
+}
+
+/// Also in a build of this service alone, which has nothing of what devstack switches on in sqlx.
+#[tokio::test]
+async fn a_server_that_must_encrypt_is_asked_to() {
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = server.local_addr().unwrap();
+    let url = format!("postgres://loms:loms@{address}/loms?sslmode=require");
+    let asked = async {
+        let (mut client, _) = server.accept().await.unwrap();
+        let mut request = [0; 8];
+        client.read_exact(&mut request).await.unwrap();
+        request
+    };
+    let request = tokio::select! {
+        request = asked => request,
+        refused = PgConnection::connect(&url) => panic!("{refused:?}"),
+    };
+    // SSLRequest of the protocol: its length, and the code that stands for it
+    assert_eq!(request, [0, 0, 0, 8, 4, 210, 22, 47]);
 }
