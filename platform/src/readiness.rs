@@ -139,7 +139,10 @@ pub(crate) async fn watch(
             let mut ticks = ticks();
             // brokers and upstreams are not asked by somebody whom nobody asks
             while health.asked(&stopping).await && next(&mut ticks, &stopping).await {
-                let said = tokio::time::timeout(CHECK_BOUND, check()).await;
+                let said = tokio::select! {
+                    said = tokio::time::timeout(CHECK_BOUND, check()) => said,
+                    () = stopping.cancelled() => break,
+                };
                 let said = said.unwrap_or_else(|_| "no answer".into());
                 if let Some(known) = locked(&health.notes).get_mut(index) {
                     known.1 = said;
@@ -155,7 +158,10 @@ pub(crate) async fn watch(
     tasks.worker("health", async move {
         let (mut was, mut ticks) = (None, ticks());
         while next(&mut ticks, &stopping).await {
-            let found = ask(&database, &connection).await;
+            let found = tokio::select! {
+                found = ask(&database, &connection) => found,
+                () = stopping.cancelled() => break,
+            };
             *locked(&health.database) = Some(found);
             let (ready, said) = health.state();
             if was != Some(ready) {
@@ -192,9 +198,7 @@ async fn ask(database: &Database, connection: &Pool) -> State {
     });
     match tokio::time::timeout(CHECK_BOUND, look).await {
         Ok(Ok(found)) => {
-            if found != State::Ok {
-                database.note(found.clone());
-            }
+            database.note(found.clone());
             found
         }
         // whoever tried to connect, or gave the connection back, has noted it

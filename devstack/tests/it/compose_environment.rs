@@ -142,7 +142,7 @@ async fn services_take_the_environment_that_compose_gives_them() {
                 )
             });
         let output = tokio::process::Command::new(binaries.service(name).unwrap())
-            .args(["migrate", "--config"])
+            .args(["migrate", "--wait", "0s", "--config"])
             .arg(root().join(name).join("config.example.yaml"))
             .env_clear()
             .envs(environment)
@@ -151,7 +151,7 @@ async fn services_take_the_environment_that_compose_gives_them() {
             .unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(
-            stderr.contains("connecting to PostgreSQL at 127.0.0.1:1"),
+            stderr.contains("PostgreSQL at 127.0.0.1:1"),
             "{name}: {stderr}"
         );
     }

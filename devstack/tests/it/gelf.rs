@@ -199,7 +199,7 @@ async fn a_line_knows_its_trace_whatever_the_level() {
     let trace = answer.headers()["x-trace-id"].to_str().unwrap();
     let frame = graylog
         .has("the failure", |frame| {
-            frame["short_message"] == "database unavailable"
+            frame["short_message"] == "rows are locked by another transaction"
         })
         .await;
     assert!(of_trace(&frame, trace), "{frame}");
@@ -208,7 +208,7 @@ async fn a_line_knows_its_trace_whatever_the_level() {
         let lines = lines(&log);
         let line = lines
             .iter()
-            .find(|line| line["message"] == "database unavailable");
+            .find(|line| line["message"] == "rows are locked by another transaction");
         line.is_some_and(|line| line["trace_id"] == trace)
     })
     .await;

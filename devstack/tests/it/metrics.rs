@@ -65,7 +65,7 @@ const FROM_THE_START: [(Door, &[&str]); 3] = [
             "notifications_counter_deliveries_total{outcome=\"failed\"}",
             "notifications_counter_deliveries_total{outcome=\"given_up\"}",
             "notifications_pool_connections{pool=\"notifications\",state=\"idle\"}",
-            "notifications_pool_waiting{pool=\"notifications-workers\"}",
+            "notifications_pool_waiting{pool=\"notifications-inbox\"}",
         ],
     ),
 ];
@@ -131,7 +131,7 @@ const AFTER_A_PURCHASE: [(Door, &[(&str, f64)]); 3] = [
             ),
             ("notifications_consumer_partitions", 1.0),
             (
-                "notifications_pool_connections{pool=\"notifications-workers\",state=\"idle\"}",
+                "notifications_pool_connections{pool=\"notifications-inbox\",state=\"idle\"}",
                 1.0,
             ),
         ],

@@ -65,7 +65,7 @@ async fn commits_that_wait_for_a_standby_pile_nothing_up() {
     stack.receive_stock(&file).await.unwrap();
     let server = stack.admin_database("loms").unwrap();
     let mut admin = PgConnection::connect(&server).await.unwrap();
-    let loms = stack.clients().unwrap().loms;
+    let loms = crate::stopping::stack_caller(&stack);
 
     run(
         &mut admin,

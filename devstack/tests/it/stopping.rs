@@ -333,7 +333,10 @@ async fn every_wrong_setting_is_one_line_and_exit_code_64() {
     stack.stop().await.unwrap();
 }
 
-fn stack_caller(stack: &Stack) -> proto::loms::loms_client::LomsClient<tonic::transport::Channel> {
+/// A caller of a stack's LOMS who shows nothing.
+pub(crate) fn stack_caller(
+    stack: &Stack,
+) -> proto::loms::loms_client::LomsClient<tonic::transport::Channel> {
     let ca = std::fs::read(stack.ca()).unwrap();
     let tls = tonic::transport::ClientTlsConfig::new()
         .ca_certificate(tonic::transport::Certificate::from_pem(ca));
