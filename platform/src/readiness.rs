@@ -41,6 +41,10 @@ impl Readiness {
         }
     }
 
+    pub(crate) fn database(&self) -> Database {
+        self.database.clone()
+    }
+
     /// Adds a line to the report: `ok`, or what is wrong.
     pub fn note<F>(
         mut self,

@@ -107,6 +107,7 @@ impl Server {
         let health = Arc::new(Health::new());
         let closing = CancellationToken::new();
         let (name, guard) = (doors.name, doors.guard);
+        let database = readiness.database();
         readiness::watch(&tasks, readiness, health.clone(), reporter.clone(), name).await;
         if let Some(tls) = &self.tls {
             tls.watch("certificates", self.reload_every, &tasks);
@@ -133,6 +134,7 @@ impl Server {
         };
         tracing::info!("stopping");
         health.stop();
+        database.stop();
         for service in ["", name] {
             reporter
                 .set_service_status(service, ServingStatus::NotServing)

@@ -228,7 +228,9 @@ async fn kafka_away_is_shown_and_stops_nothing() {
         let report = app.get("/readyz").await;
         report["ready"] == true
             && report["database"] == "ok"
-            && report["kafka"].as_str().is_some_and(|said| said.contains("no broker answers"))
+            && report["kafka"]
+                .as_str()
+                .is_some_and(|said| said.contains("no broker answers"))
     })
     .await;
     assert!(app.history(7).await.messages.is_empty());

@@ -206,12 +206,12 @@ async fn migrates_serves_and_stops_when_its_stdin_closes() {
         assert_eq!(run(&config, &["migrate"]), "");
     }
     let replica = Replica::start(&config);
-    let (status, report) = replica.get("/readyz").await;
-    let report: Value = serde_json::from_str(&report).expect("JSON");
-    assert_eq!(
-        (status, &report["database"], &report["kafka"]),
-        (200, &"ok".into(), &"ok".into())
-    );
+    crate::test_app::eventually("a report", || async {
+        let (status, report) = replica.get("/readyz").await;
+        let report: Value = serde_json::from_str(&report).expect("JSON");
+        status == 200 && report["database"] == "ok" && report["kafka"] == "ok"
+    })
+    .await;
     assert!(
         replica
             .stop()

@@ -12,6 +12,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use secrecy::ExposeSecret as _;
 use sqlx::{ConnectOptions as _, migrate::Migrator, postgres::PgConnectOptions};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     db::{Db, Origin},
@@ -74,6 +75,7 @@ struct Inner {
     /// What the schema must have; a command that does without asks for nothing.
     migrator: Option<&'static Migrator>,
     trouble: Mutex<Trouble>,
+    stopping: CancellationToken,
 }
 
 struct Trouble {
@@ -122,7 +124,7 @@ impl Database {
     ) -> Result<Database, StartError> {
         error::show_metrics(service);
         let trouble = Trouble {
-            state: State::Ok,
+            state: State::Away("no attempt yet".to_owned()),
             pauses: pauses(),
             next_attempt: Instant::now(),
         };
@@ -132,6 +134,7 @@ impl Database {
             config: config.clone(),
             migrator,
             trouble: Mutex::new(trouble),
+            stopping: CancellationToken::new(),
         })))
     }
 
@@ -177,7 +180,12 @@ impl Database {
         let next = self.trouble().next_attempt;
         tokio::time::sleep_until(next).await;
         let bound = self.0.config.acquire_timeout;
-        let made = tokio::time::timeout(bound, self.try_connect(origin)).await;
+        let made = tokio::select! {
+            made = tokio::time::timeout(bound, self.try_connect(origin)) => made,
+            () = self.nobody_waits() => {
+                return Err(Error::new(Failure::NotConnected, "the process stops"));
+            }
+        };
         let made = made.unwrap_or_else(|_| {
             Err((
                 State::Away(format!("no answer within {bound:?}")),
@@ -265,6 +273,18 @@ impl Database {
             state_log::DATABASE.failed(&describe(&found));
         }
         trouble.state = found;
+    }
+
+    /// From now on a database that is away is not waited for: what is left to do is done over connections that are there.
+    pub(crate) fn stop(&self) {
+        self.0.stopping.cancel();
+    }
+
+    async fn nobody_waits(&self) {
+        self.0.stopping.cancelled().await;
+        if self.state() == State::Ok {
+            std::future::pending().await
+        }
     }
 
     /// What the last attempt or look has found.
@@ -376,7 +396,7 @@ mod tests {
         assert!(error.contains("/no/such.pem"), "{error}");
         assert!(!error.contains("secret"), "{error}");
         assert!(connect_options(&config("postgres://u:secret@h/d?sslmode=require")).is_ok());
-        let wrong = connect_options(&config("u:secret@h"))
+        let wrong = connect_options(&config("secret@h"))
             .unwrap_err()
             .to_string();
         assert!(!wrong.contains("secret"), "{wrong}");
