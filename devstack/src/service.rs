@@ -174,11 +174,11 @@ impl Service {
     }
 
     /// Closes its stdin and waits; kills it when it takes too long, which is an error.
-    pub async fn stop(self) -> Result<()> {
+    pub async fn stop(&mut self) -> Result<()> {
         let Some(Running {
             mut child,
             mut copying,
-        }) = self.running
+        }) = self.running.take()
         else {
             return Ok(());
         };

@@ -362,7 +362,7 @@ impl Stack {
     /// everything has been stopped.
     pub async fn stop(self) -> Result<()> {
         let mut outcome = Ok(());
-        for service in self.services {
+        for mut service in self.services {
             outcome = outcome.and(service.stop().await);
         }
         outcome = outcome.and(self.products.stop().await);

@@ -100,7 +100,8 @@ impl Target {
         let services = stack.parts().0.iter_mut();
         let loms = services.filter(|service| service.name() == "loms");
         for service in loms.chain(&mut self.others) {
-            service.kill().await?;
+            // a LOMS that is killed leaves its lease behind, and nobody sends events until it has lapsed
+            service.stop().await?;
             configure(service.config(), |config| merge(config, changes))?;
             service.start_again().await?;
             service.wait_ready(READY_BOUND).await?;
@@ -217,7 +218,7 @@ impl Target {
 
     /// Stops the stack, if it is ours.
     pub(super) async fn stop(self) -> Result<()> {
-        for service in self.others {
+        for mut service in self.others {
             service.stop().await?;
         }
         match self.stack {
