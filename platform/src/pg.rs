@@ -3,6 +3,7 @@
 mod database;
 mod db;
 mod error;
+mod options;
 mod pool;
 
 use sqlx::{migrate::Migrator, postgres::PgConnectOptions};
@@ -23,7 +24,7 @@ pub(crate) fn connect_options(
     config: &PostgresConfig,
     application: &str,
 ) -> std::result::Result<PgConnectOptions, StartError> {
-    Ok(database::connect_options(config)?.application_name(application))
+    Ok(options::connect_options(config)?.application_name(application))
 }
 
 /// One connection, for a command that does one thing.
