@@ -225,7 +225,10 @@ impl Inner {
         let request = self.client.request(deadline, message);
         let answer = self.client.call(deadline, stub.get_product(request)).await;
         match &answer {
-            Ok(_) => state(NAME).works(),
+            Ok(_) => {
+                slot.answered();
+                state(NAME).works();
+            }
             Err(status) if status.code() == Code::DeadlineExceeded => {
                 tokio::time::sleep(RESET_GRACE).await;
             }

@@ -58,8 +58,13 @@ impl Prometheus {
         replace("scrape_timeout: 4s", "scrape_timeout: 400ms");
         replace("evaluation_interval: 5s", "evaluation_interval: 500ms");
         for (name, port) in [("checkout", 8090), ("loms", 8081), ("notifications", 8082)] {
-            let http = stack.service(name).unwrap().http().to_string();
-            replace(&format!("{name}:{port}"), &http);
+            let http = stack.service(name).unwrap().http();
+            replace(
+                &format!(
+                    "dns_sd_configs: [{{names: [{name}], type: A, port: {port}, refresh_interval: 5s}}]"
+                ),
+                &format!("static_configs: [{{targets: [\"{http}\"]}}]"),
+            );
         }
         std::fs::write(dir.path().join("prometheus.yaml"), &config).unwrap();
         let rules = read("deployments/prometheus/alerts.yaml");

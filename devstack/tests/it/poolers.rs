@@ -39,11 +39,8 @@ struct PgBouncer {
 impl PgBouncer {
     /// In front of the database of `url`, `postgres://user:password@host:port/database`.
     async fn start(mode: &str, servers: usize, url: &str) -> PgBouncer {
-        let (user, rest) = url
-            .strip_prefix("postgres://")
-            .unwrap()
-            .split_once(':')
-            .unwrap();
+        let (_, rest) = url.split_once("://").unwrap();
+        let (user, rest) = rest.split_once(':').unwrap();
         let (password, rest) = rest.split_once('@').unwrap();
         let (address, database) = rest.split_once('/').unwrap();
         let (host, server) = address.split_once(':').unwrap();
