@@ -6,7 +6,7 @@ mod error;
 mod options;
 mod pool;
 
-use sqlx::{migrate::Migrator, postgres::PgConnectOptions};
+use sqlx::{Row as _, migrate::Migrator, postgres::PgConnectOptions};
 
 pub use self::{
     database::{Database, State},
@@ -58,8 +58,9 @@ async fn schema_version(db: &mut Db, migrator: &Migrator) -> sqlx::Result<i64> {
         "SELECT coalesce(max(version), 0) FROM {} WHERE success",
         migrator.table_name
     );
-    sqlx::query_scalar(sqlx::AssertSqlSafe(statement))
-        .persistent(false)
+    // in one message: behind a transaction pooler two may reach two servers
+    let row = sqlx::raw_sql(sqlx::AssertSqlSafe(statement))
         .fetch_one(db)
-        .await
+        .await?;
+    row.try_get(0)
 }

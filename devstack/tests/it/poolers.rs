@@ -17,7 +17,7 @@ use proto::loms::{
     StocksRequest, loms_client::LomsClient,
 };
 use serde_json::json;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::process::{Child, Command};
 use tonic::{Code, transport::Channel};
 
@@ -68,9 +68,11 @@ impl PgBouncer {
             .spawn()
             .expect("pgbouncer, which .ci/deployments installs");
         let url = format!("postgres://{user}:{password}@127.0.0.1:{port}/{database}");
-        let database = url.clone();
+        // a pooler refuses start-up parameters that it does not know
+        let options: PgConnectOptions = url.parse().unwrap();
+        let options = options.extra_float_digits(None);
         eventually("PgBouncer", async || {
-            PgConnection::connect(&database).await.is_ok()
+            PgConnection::connect_with(&options).await.is_ok()
         })
         .await;
         PgBouncer {
@@ -84,7 +86,7 @@ impl PgBouncer {
     async fn settings(&self, servers: usize) -> BTreeSet<String> {
         let sessions = join_all((0..servers).map(async |_| {
             // a pooler refuses start-up parameters that it does not know
-            let options: sqlx::postgres::PgConnectOptions = self.url.parse().unwrap();
+            let options: PgConnectOptions = self.url.parse().unwrap();
             let options = options.extra_float_digits(None);
             let mut client = PgConnection::connect_with(&options).await.unwrap();
             sqlx::raw_sql("BEGIN").execute(&mut client).await.unwrap();
