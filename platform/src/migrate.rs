@@ -61,7 +61,7 @@ const SETTINGS: [&str; 4] = [
 /// behind a pooler too, which refuses or forgets what a session sets.
 ///
 /// # Errors
-/// [`Unavailable`](crate::command::Unavailable) for a database that is away or a table that stays locked; a migration that
+/// [`Unavailable`] for a database that is away or a table that stays locked; a migration that
 /// fails, or was edited. The schema is as it was before that migration.
 pub async fn migrate(
     config: &PostgresConfig,
