@@ -219,10 +219,15 @@ async fn two_replays_at_once_put_every_letter_back() {
             values.dedup();
             assert_eq!(values.len(), 300, "each once");
         }
-        // one came while the other was about to note how far it was, which the broker refuses just then: it says so, and
-        // what it has not noted is put back once more
+        // The only partition belongs to one of them at a time. The other either took it before the first had committed,
+        // which the broker then refuses, or waited for it longer than it may. Each says so, and leaves the rest to the
+        // next replay.
         [Err(said), _] | [_, Err(said)] => {
-            assert!(said.contains("it may be put back once more"), "{said}");
+            let known = [
+                "it may be put back once more",
+                "another replay may be at work",
+            ];
+            assert!(known.iter().any(|known| said.contains(known)), "{said}");
             put_back().expect("nobody is in the way any more");
         }
     }
