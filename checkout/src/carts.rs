@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use platform::{
     grpc::Deadline,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
     tasks::Tasks,
 };
 
@@ -84,7 +84,7 @@ impl Carts {
     /// # Errors
     /// Products that ProductService does not know, all of them named; it is away or late; a total that does not fit.
     pub async fn list(&self, user: UserId, deadline: Deadline) -> Result<Contents, Error> {
-        let read = async |db: &mut PgConnection| store::carts::list_lines(db, user).await;
+        let read = async |db: &mut Db| store::carts::list_lines(db, user).await;
         let lines = self.pool.repeatable(read).await?;
         let products = self.products_of(&lines, deadline).await?;
         let lines: Vec<_> = lines
@@ -133,7 +133,7 @@ impl Carts {
 }
 
 async fn add(
-    db: &mut PgConnection,
+    db: &mut Db,
     user: UserId,
     asked: Line,
     on_sale: u64,
@@ -165,7 +165,7 @@ async fn add(
     Ok(())
 }
 
-async fn lock_or_create(conn: &mut PgConnection, user: UserId) -> Result<i64, Error> {
+async fn lock_or_create(conn: &mut Db, user: UserId) -> Result<i64, Error> {
     if let Some(cart_id) = store::carts::lock_cart(conn, user).await? {
         return Ok(cart_id);
     }
@@ -176,12 +176,7 @@ async fn lock_or_create(conn: &mut PgConnection, user: UserId) -> Result<i64, Er
         .ok_or_else(|| pg::Error::invariant("a cart that was just made is not there"))?)
 }
 
-async fn delete(
-    db: &mut PgConnection,
-    user: UserId,
-    taken: Line,
-    deadline: Deadline,
-) -> Result<(), Error> {
+async fn delete(db: &mut Db, user: UserId, taken: Line, deadline: Deadline) -> Result<(), Error> {
     let missing = || Error::NotInCart { sku: taken.sku };
     Error::unless_in_time(deadline)?;
     let mut tx = db.begin().await?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use fail::fail_point;
 use platform::{
     grpc::Deadline,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
     state_log::StateLog,
     tasks::Tasks,
 };
@@ -147,7 +147,7 @@ impl Purchases {
         key: Option<&IdempotencyKey>,
         deadline: Deadline,
     ) -> Result<Begun, Error> {
-        let decide = async |db: &mut PgConnection| self.decide(db, user, key, deadline).await;
+        let decide = async |db: &mut Db| self.decide(db, user, key, deadline).await;
         let begun = self.pool.with_connection(decide).await?;
         fail_point!("purchase-begun", |_| std::process::abort());
         Ok(begun)
@@ -155,7 +155,7 @@ impl Purchases {
 
     async fn decide(
         &self,
-        db: &mut PgConnection,
+        db: &mut Db,
         user: UserId,
         key: Option<&IdempotencyKey>,
         deadline: Deadline,
@@ -228,9 +228,7 @@ impl Purchases {
                 Some(Loaded::Open { purchase, stale }) if purchase.resolving || !stale => purchase,
                 Some(Loaded::Open { .. }) => {
                     // written down before anything is cancelled: a young caller's answer must not close it as made now
-                    let mark = async |db: &mut PgConnection| {
-                        store::purchases::mark_resolving(db, id).await
-                    };
+                    let mark = async |db: &mut Db| store::purchases::mark_resolving(db, id).await;
                     self.pool.repeatable(mark).await?;
                     continue;
                 }
@@ -246,9 +244,7 @@ impl Purchases {
 
     async fn load(&self, id: Uuid) -> Result<Option<Loaded>, Error> {
         let resolve_after = self.config.resolve_after;
-        let load = async |db: &mut PgConnection| {
-            store::purchases::load_purchase(db, id, resolve_after).await
-        };
+        let load = async |db: &mut Db| store::purchases::load_purchase(db, id, resolve_after).await;
         Ok(self.pool.repeatable(load).await?)
     }
 
@@ -292,7 +288,7 @@ impl Purchases {
         driver: &Driver,
     ) -> Result<bool, Error> {
         fail_point!("purchase-closing", |_| std::process::abort());
-        let write = async |db: &mut PgConnection| write_close(db, purchase, outcome).await;
+        let write = async |db: &mut Db| write_close(db, purchase, outcome).await;
         if !self.pool.with_connection(write).await? {
             return Ok(false);
         }
@@ -312,8 +308,7 @@ impl Purchases {
             if driver.hears() != told {
                 return;
             }
-            let mark =
-                async |db: &mut PgConnection| store::purchases::mark_told(db, id, told).await;
+            let mark = async |db: &mut Db| store::purchases::mark_told(db, id, told).await;
             if let Err(error) = self.pool.repeatable(mark).await {
                 NOT_NOTED.failed(&format_args!("purchase {id}: {error}"));
                 return;
@@ -325,7 +320,7 @@ impl Purchases {
     async fn postpone(&self, id: Uuid, attempts: u32) {
         let (first, most) = (self.config.first_backoff, self.config.most_backoff);
         let wait = purchase::backoff(attempts, first, most, rand::random());
-        let postpone = async |db: &mut PgConnection| store::recovery::postpone(db, id, wait).await;
+        let postpone = async |db: &mut Db| store::recovery::postpone(db, id, wait).await;
         if let Err(error) = self.pool.repeatable(postpone).await {
             NOT_POSTPONED.failed(&format_args!("purchase {id}: {error}"));
         }
@@ -333,11 +328,7 @@ impl Purchases {
 }
 
 /// The transaction of [`Purchases::close`]; whether it closed the purchase.
-async fn write_close(
-    db: &mut PgConnection,
-    purchase: &OpenPurchase,
-    outcome: &Outcome,
-) -> pg::Result<bool> {
+async fn write_close(db: &mut Db, purchase: &OpenPurchase, outcome: &Outcome) -> pg::Result<bool> {
     let mut tx = db.begin().await?;
     store::carts::lock_cart(&mut tx, purchase.user).await?;
     if !store::purchases::close_purchase(&mut tx, purchase, outcome).await? {

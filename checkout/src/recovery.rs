@@ -4,7 +4,7 @@
 use std::{future::Future, pin::pin, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use platform::pg::{Db as PgConnection, Pool};
+use platform::pg::{Db, Pool};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -77,7 +77,7 @@ impl Recovery {
 
     /// Takes over what is due, as far as there is room beside the `running` ones.
     async fn claim(&self, running: usize) -> Result<Vec<Uuid>, Error> {
-        let work = async |db: &mut PgConnection| {
+        let work = async |db: &mut Db| {
             METRICS.backlog(&store::recovery::measure_backlog(db).await?);
             let room = usize::from(self.config.at_once.max(1)).saturating_sub(running);
             if room == 0 {
@@ -103,7 +103,7 @@ impl Recovery {
 
     async fn sweep(&self) -> Result<(), Error> {
         loop {
-            let step = async |db: &mut PgConnection| {
+            let step = async |db: &mut Db| {
                 let keep = self.config.keep;
                 store::recovery::sweep_closed(db, keep, SWEEP_ROWS).await
             };

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use anyhow::Context as _;
-use platform::pg::{self, Db as PgConnection};
+use platform::pg::{self, Db};
 
 use crate::{config::Config, store::audit as store};
 
@@ -40,7 +40,7 @@ pub async fn audit(config: &Config) -> anyhow::Result<Report> {
     recount(&mut db).await
 }
 
-async fn recount(db: &mut PgConnection) -> anyhow::Result<Report> {
+async fn recount(db: &mut Db) -> anyhow::Result<Report> {
     let mut tx = db
         .begin_with(store::BEGIN_SNAPSHOT)
         .await

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use platform::pg::{self, Db as PgConnection};
+use platform::pg::{self, Db};
 
 use crate::{
     allocation::{Allocation, Shortage},
@@ -54,7 +54,7 @@ impl OrderIds {
     /// A draw that saves a lone caller's round trip, and few enough for numbers to follow time with several replicas.
     const BLOCK: usize = 256;
 
-    async fn take(&mut self, db: &mut PgConnection, count: usize) -> pg::Result<Vec<OrderId>> {
+    async fn take(&mut self, db: &mut Db, count: usize) -> pg::Result<Vec<OrderId>> {
         if self.0.len() < count {
             self.0
                 .extend(store::draw_order_ids(db, count.max(Self::BLOCK)).await?);
@@ -71,7 +71,7 @@ impl OrderIds {
 /// Places `orders`, and answers in their order. The caller owns the transaction and commits it. `None`: a key was swept
 /// while it was claimed, the transaction must be rolled back and may be tried again.
 pub(crate) async fn place_batch(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[NewOrder],
     ids: &mut OrderIds,
     payment_timeout: Duration,
@@ -143,7 +143,7 @@ impl Owner {
 /// a key was taken when it was claimed, and swept when its owner was looked up. To claim it again in this transaction
 /// would be out of order, and deadlock with a batch that has it meanwhile and wants one that was won here.
 async fn claim_keys(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[NewOrder],
     ids: &[OrderId],
 ) -> pg::Result<Option<Vec<Owner>>> {
@@ -178,7 +178,7 @@ async fn claim_keys(
 /// Whose the keys are and what they stand for, by the order that each was claimed for; without those that have been
 /// swept just now.
 async fn claim_first_keys(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[NewOrder],
     ids: &[OrderId],
     firsts: &HashMap<(UserId, &str), usize>,
@@ -221,7 +221,7 @@ async fn claim_first_keys(
 
 /// Decides and writes the orders that own themselves.
 async fn make_orders(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[NewOrder],
     ids: &[OrderId],
     owners: &[Owner],

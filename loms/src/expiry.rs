@@ -4,7 +4,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use platform::{
     grpc::registered,
-    pg::{self, Db as PgConnection, Failure, Pool, Tx},
+    pg::{self, Db, Failure, Pool, Tx},
     state_log::StateLog,
     tasks::Tasks,
     telemetry,
@@ -60,7 +60,7 @@ pub(crate) fn start(db: Pool, batch: i64, relay: Relay, tasks: &Tasks) {
 
 /// Sweeps once. `None`: more may be due; else how long to sleep.
 async fn step(db: &Pool, batch: i64, relay: &Relay) -> pg::Result<Option<Duration>> {
-    let work = async |db: &mut PgConnection| match sweep(db, batch, relay).await? {
+    let work = async |db: &mut Db| match sweep(db, batch, relay).await? {
         0 => until_next_deadline(db).await.map(Some),
         _ => Ok(None),
     };
@@ -68,7 +68,7 @@ async fn step(db: &Pool, batch: i64, relay: &Relay) -> pg::Result<Option<Duratio
 }
 
 /// Cancels one batch of due orders; returns how many.
-async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> pg::Result<usize> {
+async fn sweep(db: &mut Db, batch: i64, relay: &Relay) -> pg::Result<usize> {
     let due = match cancel_oldest(db, batch).await {
         Err(error) if error.failure() == Failure::Locked => cancel_free(db, batch).await?,
         done => done?,
@@ -89,7 +89,7 @@ async fn sweep(db: &mut PgConnection, batch: i64, relay: &Relay) -> pg::Result<u
 /// An order, and by how many seconds it is late.
 type Due = Vec<(OrderId, f64)>;
 
-async fn cancel_oldest(db: &mut PgConnection, batch: i64) -> pg::Result<Due> {
+async fn cancel_oldest(db: &mut Db, batch: i64) -> pg::Result<Due> {
     let mut tx = db.begin().await?;
     store::wait_at_most(&mut tx, LONGEST_WAIT).await?;
     let due = store::lock_due_orders(&mut tx, batch).await?;
@@ -98,7 +98,7 @@ async fn cancel_oldest(db: &mut PgConnection, batch: i64) -> pg::Result<Due> {
 
 /// Cancels orders whose stock nobody else has locked: whoever sits on a row keeps only those waiting that need it. Here the
 /// stock is locked before the orders; SKIP LOCKED never waits, so that no order of locks is broken.
-async fn cancel_free(db: &mut PgConnection, batch: i64) -> pg::Result<Due> {
+async fn cancel_free(db: &mut Db, batch: i64) -> pg::Result<Due> {
     let mut tx = db.begin().await?;
     let free = store::lock_free_stock_of_due_orders(&mut tx).await?;
     let due = store::lock_due_orders_on(&mut tx, &free, batch).await?;
@@ -127,7 +127,7 @@ async fn cancel(mut tx: Tx<'_>, due: Due) -> pg::Result<Due> {
     Ok(due)
 }
 
-async fn until_next_deadline(db: &mut PgConnection) -> pg::Result<Duration> {
+async fn until_next_deadline(db: &mut Db) -> pg::Result<Duration> {
     let seconds = store::seconds_to_next_deadline(db).await?;
     Ok(sleep_before(seconds, rand::random()))
 }

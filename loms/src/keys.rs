@@ -8,7 +8,7 @@ use std::{
 
 use platform::{
     grpc::registered,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
     state_log::StateLog,
     tasks::Tasks,
 };
@@ -53,7 +53,7 @@ pub(crate) fn start(db: Pool, config: KeysConfig, tasks: &Tasks) {
 /// Sweeps one batch. `true`: more may be due.
 async fn step(db: &Pool, config: &KeysConfig) -> pg::Result<bool> {
     let (keep, batch) = (config.keep, config.sweep_batch);
-    let work = async |db: &mut PgConnection| store::sweep_keys(db, keep, batch).await;
+    let work = async |db: &mut Db| store::sweep_keys(db, keep, batch).await;
     let swept = db.repeatable(work).await?;
     if swept > 0 {
         SWEPT.inc_by(swept);

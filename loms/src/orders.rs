@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::LazyLock};
 
 use platform::{
     grpc::registered,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
 };
 use prometheus::{IntCounterVec, Opts};
 
@@ -18,7 +18,7 @@ use crate::{
 
 /// The order as it is now.
 pub(crate) async fn list(pool: &Pool, order: OrderId) -> Result<OrderRow, Error> {
-    let read = async |db: &mut PgConnection| store::read_order(db, order).await;
+    let read = async |db: &mut Db| store::read_order(db, order).await;
     pool.repeatable(read)
         .await?
         .ok_or(Error::OrderUnknown(order))
@@ -40,7 +40,7 @@ pub(crate) async fn change(
     change: &Change,
     event: Event,
 ) -> Result<(), Error> {
-    let write = async |db: &mut PgConnection| write_change(db, change, event).await;
+    let write = async |db: &mut Db| write_change(db, change, event).await;
     if let Some(to) = pool.with_connection(write).await? {
         count_transition(to, 1);
         relay.wake();
@@ -49,11 +49,7 @@ pub(crate) async fn change(
 }
 
 /// The transaction of [`change`]. `None`: the order was there already, nothing is written.
-async fn write_change(
-    db: &mut PgConnection,
-    change: &Change,
-    event: Event,
-) -> Result<Option<Status>, Error> {
+async fn write_change(db: &mut Db, change: &Change, event: Event) -> Result<Option<Status>, Error> {
     let order = change.order;
     let mut tx = db.begin().await?;
     let status = store::lock_order(&mut tx, order)
@@ -80,7 +76,7 @@ async fn write_change(
 /// Ends the wait for payment of orders that the transaction has locked and seen awaiting: stock, status, history and
 /// event. Returns which: all, but for payments only those whose deadline has not passed.
 pub(crate) async fn settle(
-    db: &mut PgConnection,
+    db: &mut Db,
     changes: &[Change],
     event: Event,
 ) -> pg::Result<Vec<OrderId>> {

@@ -11,7 +11,7 @@ use std::{
 
 use platform::{
     grpc::registered,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
     state_log::StateLog,
     tasks::Tasks,
 };
@@ -195,7 +195,7 @@ impl Worker {
 impl Leased {
     async fn read(&mut self, lease: Duration, batch: i64) -> pg::Result<Vec<OutboxRow>> {
         let holder = self.holder;
-        let work = async |db: &mut PgConnection| {
+        let work = async |db: &mut Db| {
             let mut tx = db.begin().await?;
             let rows = if store::try_lock_relay(&mut tx).await? {
                 store::read_leased(&mut tx, holder, lease, batch).await?
@@ -210,7 +210,7 @@ impl Leased {
 
     async fn extend(&mut self, lease: Duration) -> pg::Result<bool> {
         let holder = self.holder;
-        let work = async |db: &mut PgConnection| store::extend_lease(db, holder, lease).await;
+        let work = async |db: &mut Db| store::extend_lease(db, holder, lease).await;
         self.db.repeatable(work).await
     }
 
@@ -240,7 +240,7 @@ impl Leased {
     }
 
     async fn delete(&mut self, sent: &[i64]) -> pg::Result<u64> {
-        let work = async |db: &mut PgConnection| {
+        let work = async |db: &mut Db| {
             let mut tx = db.begin().await?;
             let deleted = store::delete_sent(&mut tx, sent).await?;
             CrashPoint::EventsDeleting.pass();
@@ -252,7 +252,7 @@ impl Leased {
     }
 
     async fn watch_backlog(&mut self, batch: i64) -> pg::Result<()> {
-        let work = async |db: &mut PgConnection| store::read_backlog(db, batch.max(10_000)).await;
+        let work = async |db: &mut Db| store::read_backlog(db, batch.max(10_000)).await;
         let (rows, age) = self.db.repeatable(work).await?;
         BACKLOG.0.set(rows);
         BACKLOG.1.set(age);

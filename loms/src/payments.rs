@@ -11,7 +11,7 @@ use std::{
 use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
-    pg::{self, Db as PgConnection, Failure, Pool},
+    pg::{self, Db, Failure, Pool},
     state_log::StateLog,
     tasks::Tasks,
     telemetry,
@@ -153,7 +153,7 @@ impl Payer {
             .map(|waiting| (waiting.payment, waiting.reply))
             .unzip();
         let span = batch_span(&payments);
-        let work = async |db: &mut PgConnection| write(db, &payments).await;
+        let work = async |db: &mut Db| write(db, &payments).await;
         let written = AssertUnwindSafe(self.db.with_connection(work).instrument(span));
         let verdicts = match written.catch_unwind().await {
             Ok(Ok((verdicts, payed))) => {
@@ -219,7 +219,7 @@ fn batch_span(payments: &[Change]) -> Span {
 }
 
 /// The transaction of a batch: a verdict for each payment, and how many orders came to be payed.
-async fn write(db: &mut PgConnection, payments: &[Change]) -> pg::Result<(Vec<Verdict>, u64)> {
+async fn write(db: &mut Db, payments: &[Change]) -> pg::Result<(Vec<Verdict>, u64)> {
     let mut tx = db.begin().await?;
     let asked: Vec<OrderId> = payments.iter().map(|payment| payment.order).collect();
     let free = store::lock_free_orders(&mut tx, &asked).await?;

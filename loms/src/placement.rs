@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, panic::AssertUnwindSafe, sync::LazyLock, time::
 use futures::FutureExt as _;
 use platform::{
     grpc::{Deadline, registered},
-    pg::{self, Db as PgConnection, Failure, Pool},
+    pg::{self, Db, Failure, Pool},
     state_log::StateLog,
     tasks::Tasks,
     telemetry,
@@ -187,7 +187,7 @@ impl Placer {
             return batch;
         }
         let suspects: Vec<Sku> = suspects.into_iter().collect();
-        let look = async |db: &mut PgConnection| store::find_held_skus(db, &suspects).await;
+        let look = async |db: &mut Db| store::find_held_skus(db, &suspects).await;
         match self.db.repeatable(look).await {
             Ok(held) => self.held = held,
             // the batch has failed before it, and said so
@@ -294,7 +294,7 @@ impl Placer {
     ) -> pg::Result<Vec<Result<Placed, Error>>> {
         let (ids, payment_timeout) = (&mut self.ids, self.config.payment_timeout);
         for _ in 0..SWEPT_ROUNDS {
-            let write = async |db: &mut PgConnection| write(db, orders, ids, payment_timeout).await;
+            let write = async |db: &mut Db| write(db, orders, ids, payment_timeout).await;
             let written = self.db.with_connection(write).await;
             if written.is_err() {
                 ids.forget();
@@ -329,7 +329,7 @@ const SWEPT_ROUNDS: usize = 3;
 
 /// The transaction of a batch. `None`: nothing is written, it may be begun again.
 async fn write(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[NewOrder],
     ids: &mut OrderIds,
     payment_timeout: Duration,

@@ -6,7 +6,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use platform::{
     grpc::registered,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
     tasks::Tasks,
 };
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
@@ -73,7 +73,7 @@ struct Sample {
 }
 
 /// One snapshot for the whole sample; `statement_timeout` bounds each look.
-async fn recount(db: &mut PgConnection, size: usize) -> pg::Result<Sample> {
+async fn recount(db: &mut Db, size: usize) -> pg::Result<Sample> {
     let places: Vec<f64> = (0..size).map(|_| rand::random()).collect();
     let mut tx = db.begin_with(store::BEGIN_SNAPSHOT).await?;
     let skus = store::pick_skus(&mut tx, &places).await?;

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::Context as _;
 use platform::{
     command::{self, Access},
-    pg::{Database, Db as PgConnection, Pool},
+    pg::{Database, Db, Pool},
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +21,7 @@ use crate::{
 
 /// Units on sale by warehouse.
 pub(crate) async fn on_sale(pool: &Pool, sku: Sku) -> Result<Vec<(WarehouseId, u64)>, Error> {
-    let read = async |db: &mut PgConnection| store::read_stock(db, sku).await;
+    let read = async |db: &mut Db| store::read_stock(db, sku).await;
     Ok(pool.repeatable(read).await?)
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn receive(
         .await
 }
 
-async fn book(db: &mut PgConnection, delivery: &Delivery, booked_by: &str) -> Result<bool, Error> {
+async fn book(db: &mut Db, delivery: &Delivery, booked_by: &str) -> Result<bool, Error> {
     let mut tx = db.begin().await?;
     if !store::claim_delivery(&mut tx, delivery).await? {
         let known = store::read_delivery_hash(&mut tx, delivery.id()).await?;

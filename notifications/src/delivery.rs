@@ -8,7 +8,7 @@ use fail::fail_point;
 use platform::{
     error::StartError,
     grpc::registered,
-    pg::{self, Db as PgConnection, Pool},
+    pg::{self, Db, Pool},
     state_log::StateLog,
 };
 use prometheus::{IntCounterVec, Opts};
@@ -131,7 +131,7 @@ impl Delivery {
         flights.land_all().await;
         self.unwritten.extend(flights.take_landed());
         let pool = self.pool.clone();
-        let leave = async |db: &mut PgConnection| {
+        let leave = async |db: &mut Db| {
             self.write_down(db).await?;
             pg::Result::Ok(store::release_lease(db, self.holder).await?)
         };
@@ -171,7 +171,7 @@ impl Delivery {
     }
 
     /// What there is to send, if this replica is the one that sends.
-    async fn look(&mut self, db: &mut PgConnection, limit: u32, room: usize) -> pg::Result<Look> {
+    async fn look(&mut self, db: &mut Db, limit: u32, room: usize) -> pg::Result<Look> {
         self.write_down(db).await?;
         // not longer: the lease has to be renewed meanwhile
         let rest = self.config.lease / 3;
@@ -189,7 +189,7 @@ impl Delivery {
     }
 
     /// Whether this replica may send for half a lease from now.
-    async fn hold_lease(&mut self, connection: &mut PgConnection) -> pg::Result<bool> {
+    async fn hold_lease(&mut self, connection: &mut Db) -> pg::Result<bool> {
         let asked_at = Instant::now();
         if self.leased_until.saturating_duration_since(asked_at) > self.config.lease / 2 {
             return Ok(true);
@@ -215,7 +215,7 @@ impl Delivery {
     }
 
     /// One transaction for all that has landed. A crash before it means that they are told again: at least once.
-    async fn write_down(&mut self, connection: &mut PgConnection) -> pg::Result<()> {
+    async fn write_down(&mut self, connection: &mut Db) -> pg::Result<()> {
         if self.unwritten.is_empty() {
             return Ok(());
         }

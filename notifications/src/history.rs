@@ -3,7 +3,7 @@
 
 use platform::{
     error::{Fields, Violation},
-    pg::{Db as PgConnection, Pool},
+    pg::{Db, Pool},
 };
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
@@ -201,7 +201,7 @@ pub async fn get(pool: &Pool, query: &Query) -> Result<History, Error> {
         Page::Of(size) => i64::from(size),
     };
     // one more than is given shows whether there is more
-    let read = async |db: &mut PgConnection| {
+    let read = async |db: &mut Db| {
         store::read_history(db, query.user, from, until, query.after, limit + 1).await
     };
     let mut messages = pool.repeatable(read).await?;

@@ -10,7 +10,7 @@ use std::{
 use fail::fail_point;
 use platform::{
     grpc::registered,
-    pg::{self, Db as PgConnection, Failure, Pool},
+    pg::{self, Db, Failure, Pool},
 };
 use prometheus::{Histogram, HistogramOpts};
 use tokio::time::Instant;
@@ -119,7 +119,7 @@ enum Attempt {
     Refused(String),
 }
 
-async fn save_part(db: &mut PgConnection, topic: &str, part: &[&Received]) -> pg::Result<Attempt> {
+async fn save_part(db: &mut Db, topic: &str, part: &[&Received]) -> pg::Result<Attempt> {
     let mut transaction = db.begin_with(store::BEGIN_SAVING).await?;
     match insert(&mut transaction, topic, part).await {
         Ok(verdicts) => {
@@ -136,7 +136,7 @@ async fn save_part(db: &mut PgConnection, topic: &str, part: &[&Received]) -> pg
 }
 
 async fn insert(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     topic: &str,
     records: &[&Received],
 ) -> pg::Result<Vec<Verdict>> {

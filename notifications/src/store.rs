@@ -2,7 +2,7 @@
 
 pub(crate) mod online;
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ pub const BEGIN_SAVING: &str = "BEGIN; SET LOCAL enable_seqscan = off";
 /// that save the same events then wait for each other instead of deadlocking. What an order has untold may wait after a
 /// failure: its next event waits with it, see [`postpone`].
 pub async fn insert_messages(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     topic: &str,
     records: &[&Received],
 ) -> Result<Vec<Source>, sqlx::Error> {
@@ -88,7 +88,7 @@ pub async fn insert_messages(
 /// looked up by itself, which LIMIT 1 keeps from becoming a join: one that compares every record with every row of a topic
 /// without sequences, until the table is analyzed (seen: 11 s instead of 2 ms).
 pub async fn find_saved(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     topic: &str,
     records: &[&Received],
 ) -> Result<Vec<(usize, Stored)>, sqlx::Error> {
@@ -147,7 +147,7 @@ pub async fn find_saved(
 
 /// A user's messages of `from <= created_at < until` after a position, in the history's order.
 pub async fn read_history(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     user: UserId,
     from: OffsetDateTime,
     until: OffsetDateTime,
@@ -202,7 +202,7 @@ pub async fn read_history(
 /// Takes or keeps the right to send; `None` while another replica has it. Answers how many seconds the sender has to
 /// pause yet.
 pub async fn take_lease(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     holder: Uuid,
     lease_seconds: f64,
 ) -> Result<Option<f64>, sqlx::Error> {
@@ -221,7 +221,7 @@ pub async fn take_lease(
 }
 
 /// Gives the right to send back, so that another replica need not wait for it to lapse.
-pub async fn release_lease(connection: &mut PgConnection, holder: Uuid) -> Result<(), sqlx::Error> {
+pub async fn release_lease(connection: &mut Db, holder: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE notifications.sender SET leased_until = now() WHERE holder = $1",
         holder
@@ -232,7 +232,7 @@ pub async fn release_lease(connection: &mut PgConnection, holder: Uuid) -> Resul
 }
 
 /// Makes every sender wait, this one and whichever takes over.
-pub async fn pause_sender(connection: &mut PgConnection, seconds: f64) -> Result<(), sqlx::Error> {
+pub async fn pause_sender(connection: &mut Db, seconds: f64) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE notifications.sender SET paused_until = GREATEST(paused_until, now() + make_interval(secs => $1))",
         seconds,
@@ -247,7 +247,7 @@ pub async fn pause_sender(connection: &mut PgConnection, seconds: f64) -> Result
 /// ANALYZE one that reads the whole queue for each row (seen: 240 ms instead of 0.07 ms). Here and below, what "untold" is
 /// said with chooses the index: see the migration that separated them.
 pub async fn list_due(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     give_up_after_seconds: f64,
     limit: i64,
 ) -> Result<Vec<Due>, sqlx::Error> {
@@ -274,7 +274,7 @@ pub async fn list_due(
 }
 
 /// Marks messages as told.
-pub async fn mark_told(connection: &mut PgConnection, ids: &[i64]) -> Result<(), sqlx::Error> {
+pub async fn mark_told(connection: &mut Db, ids: &[i64]) -> Result<(), sqlx::Error> {
     sqlx::query!(
         r#"
         UPDATE notifications.message SET told_at = now(), attempts = attempts + 1
@@ -291,7 +291,7 @@ pub async fn mark_told(connection: &mut PgConnection, ids: &[i64]) -> Result<(),
 /// eligible, it would be in the way of every look for what is (seen: 590 ms with 100,000 orders in an outage). Only if
 /// nobody noted one since: a commit whose answer was lost is repeated, and must not count twice.
 pub async fn postpone(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     due: &Due,
     error: &str,
     wait_seconds: f64,
@@ -320,7 +320,7 @@ pub async fn postpone(
 
 /// Gives a message up and keeps the reason; the order's next one is then eligible.
 pub async fn give_up(
-    connection: &mut PgConnection,
+    connection: &mut Db,
     id: i64,
     attempts: i32,
     reason: &str,

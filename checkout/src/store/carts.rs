@@ -1,6 +1,6 @@
 //! `cart` and `cart_item`.
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 use uuid::Uuid;
 
 use super::{decode, line};
@@ -8,7 +8,7 @@ use crate::cart::{Holding, Line, Quantity, Sku, UserId};
 
 /// Locks the user's cart, if there is one. The lock is what all decisions about one user queue on; it is taken before
 /// anything else, and `NO KEY` because foreign keys that point here need not wait.
-pub async fn lock_cart(conn: &mut PgConnection, user: UserId) -> Result<Option<i64>, sqlx::Error> {
+pub async fn lock_cart(conn: &mut Db, user: UserId) -> Result<Option<i64>, sqlx::Error> {
     sqlx::query_scalar!(
         "SELECT id FROM checkout.cart WHERE user_id = $1 FOR NO KEY UPDATE",
         user.get()
@@ -18,7 +18,7 @@ pub async fn lock_cart(conn: &mut PgConnection, user: UserId) -> Result<Option<i
 }
 
 /// Makes the user's cart unless there is one; a user's first calls may come together.
-pub async fn create_cart(conn: &mut PgConnection, user: UserId) -> Result<(), sqlx::Error> {
+pub async fn create_cart(conn: &mut Db, user: UserId) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "INSERT INTO checkout.cart (user_id) VALUES ($1) ON CONFLICT ON CONSTRAINT cart_user_id_key DO NOTHING",
         user.get()
@@ -29,11 +29,7 @@ pub async fn create_cart(conn: &mut PgConnection, user: UserId) -> Result<(), sq
 }
 
 /// What adding units of `sku` depends on. Only under the cart's lock is it still true when it is used.
-pub async fn read_holding(
-    conn: &mut PgConnection,
-    cart_id: i64,
-    sku: Sku,
-) -> Result<Holding, sqlx::Error> {
+pub async fn read_holding(conn: &mut Db, cart_id: i64, sku: Sku) -> Result<Holding, sqlx::Error> {
     let row = sqlx::query!(
         r#"WITH open_line AS (
                SELECT item.sku, item.count
@@ -63,7 +59,7 @@ pub async fn read_holding(
 
 /// Units of `sku` in the cart.
 pub async fn read_units(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     cart_id: i64,
     sku: Sku,
 ) -> Result<Option<Quantity>, sqlx::Error> {
@@ -80,11 +76,7 @@ pub async fn read_units(
 }
 
 /// Makes the cart hold exactly this line of the SKU.
-pub async fn put_line(
-    conn: &mut PgConnection,
-    cart_id: i64,
-    line: Line,
-) -> Result<(), sqlx::Error> {
+pub async fn put_line(conn: &mut Db, cart_id: i64, line: Line) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "INSERT INTO checkout.cart_item (cart_id, sku, count) VALUES ($1, $2, $3)
          ON CONFLICT ON CONSTRAINT cart_item_pkey DO UPDATE SET count = EXCLUDED.count",
@@ -98,11 +90,7 @@ pub async fn put_line(
 }
 
 /// Takes the line of `sku` out of the cart.
-pub async fn delete_line(
-    conn: &mut PgConnection,
-    cart_id: i64,
-    sku: Sku,
-) -> Result<(), sqlx::Error> {
+pub async fn delete_line(conn: &mut Db, cart_id: i64, sku: Sku) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "DELETE FROM checkout.cart_item WHERE cart_id = $1 AND sku = $2",
         cart_id,
@@ -114,7 +102,7 @@ pub async fn delete_line(
 }
 
 /// The user's lines in the order of SKU, which callers rely on; without a lock, as reading decides nothing.
-pub async fn list_lines(conn: &mut PgConnection, user: UserId) -> Result<Vec<Line>, sqlx::Error> {
+pub async fn list_lines(conn: &mut Db, user: UserId) -> Result<Vec<Line>, sqlx::Error> {
     sqlx::query!(
         "SELECT item.sku, item.count
          FROM checkout.cart JOIN checkout.cart_item item ON item.cart_id = cart.id
@@ -130,7 +118,7 @@ pub async fn list_lines(conn: &mut PgConnection, user: UserId) -> Result<Vec<Lin
 }
 
 /// Whether the cart holds nothing.
-pub async fn is_empty(conn: &mut PgConnection, cart_id: i64) -> Result<bool, sqlx::Error> {
+pub async fn is_empty(conn: &mut Db, cart_id: i64) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar!(
         r#"SELECT NOT EXISTS (SELECT FROM checkout.cart_item WHERE cart_id = $1) AS "empty!""#,
         cart_id
@@ -141,7 +129,7 @@ pub async fn is_empty(conn: &mut PgConnection, cart_id: i64) -> Result<bool, sql
 
 /// Moves every line of the cart into the purchase.
 pub async fn move_lines_out(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     cart_id: i64,
     purchase: Uuid,
 ) -> Result<(), sqlx::Error> {
@@ -159,7 +147,7 @@ pub async fn move_lines_out(
 /// Gives the lines of a purchase back, merged with what was added since. It fits: units of an open purchase count for
 /// the limits of `AddToCart`.
 pub async fn give_lines_back(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     cart_id: i64,
     purchase: Uuid,
 ) -> Result<(), sqlx::Error> {

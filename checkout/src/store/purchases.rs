@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 use uuid::Uuid;
 
 use super::{decode, line};
@@ -21,7 +21,7 @@ pub enum Loaded {
 
 /// The user's purchase with this key.
 pub async fn find_by_key(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     cart_id: i64,
     key: &IdempotencyKey,
 ) -> Result<Option<Uuid>, sqlx::Error> {
@@ -36,10 +36,7 @@ pub async fn find_by_key(
 
 /// The user's last purchase, open or closed: an open one is always the last, because none is begun beside it. Two looks
 /// into an index each; one order over both would read and sort all that a user bought within days, under the lock.
-pub async fn find_last(
-    conn: &mut PgConnection,
-    cart_id: i64,
-) -> Result<Option<Found>, sqlx::Error> {
+pub async fn find_last(conn: &mut Db, cart_id: i64) -> Result<Option<Found>, sqlx::Error> {
     sqlx::query_as!(
         Found,
         r#"SELECT id, idempotency_key IS NOT NULL AS "has_key!", closed_at IS NOT NULL AS "closed!", told
@@ -56,7 +53,7 @@ pub async fn find_last(
 
 /// Writes a purchase down. The worker leaves it alone for `resume_after`: its own call is at it.
 pub async fn insert_purchase(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     cart_id: i64,
     key: Option<&IdempotencyKey>,
     resume_after: Duration,
@@ -74,11 +71,7 @@ pub async fn insert_purchase(
 }
 
 /// Gives a purchase without a key the key of the call that is answered from it, so that a retry of that call is exact.
-pub async fn adopt_key(
-    conn: &mut PgConnection,
-    id: Uuid,
-    key: &IdempotencyKey,
-) -> Result<(), sqlx::Error> {
+pub async fn adopt_key(conn: &mut Db, id: Uuid, key: &IdempotencyKey) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE checkout.purchase SET idempotency_key = $2 WHERE id = $1 AND idempotency_key IS NULL",
         id,
@@ -91,7 +84,7 @@ pub async fn adopt_key(
 
 /// Reads a purchase; `None` when it was swept.
 pub async fn load_purchase(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     id: Uuid,
     resolve_after: Duration,
 ) -> Result<Option<Loaded>, sqlx::Error> {
@@ -131,7 +124,7 @@ pub async fn load_purchase(
 }
 
 /// The lines of a purchase in the order of SKU, as every order is sent to LOMS.
-async fn list_items(conn: &mut PgConnection, id: Uuid) -> Result<Vec<Line>, sqlx::Error> {
+async fn list_items(conn: &mut Db, id: Uuid) -> Result<Vec<Line>, sqlx::Error> {
     sqlx::query!(
         "SELECT sku, count FROM checkout.purchase_item WHERE purchase_id = $1 ORDER BY sku",
         id
@@ -163,7 +156,7 @@ fn outcome(
 }
 
 /// From here on the order may be cancelled, and an answer that was asked for before does not close the purchase.
-pub async fn mark_resolving(conn: &mut PgConnection, id: Uuid) -> Result<(), sqlx::Error> {
+pub async fn mark_resolving(conn: &mut Db, id: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE checkout.purchase SET resolving = true WHERE id = $1 AND closed_at IS NULL",
         id
@@ -176,7 +169,7 @@ pub async fn mark_resolving(conn: &mut PgConnection, id: Uuid) -> Result<(), sql
 /// Closes a purchase; `false` when somebody else has, or when it began to be resolved since it was read. Only who gets
 /// `true` may move lines.
 pub async fn close_purchase(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     purchase: &OpenPurchase,
     outcome: &Outcome,
 ) -> Result<bool, sqlx::Error> {
@@ -204,7 +197,7 @@ pub async fn close_purchase(
 }
 
 /// Whether a caller has heard the outcome.
-pub async fn mark_told(conn: &mut PgConnection, id: Uuid, told: bool) -> Result<(), sqlx::Error> {
+pub async fn mark_told(conn: &mut Db, id: Uuid, told: bool) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE checkout.purchase SET told = $2 WHERE id = $1 AND closed_at IS NOT NULL",
         id,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 use uuid::Uuid;
 
 /// Open purchases, for the metrics.
@@ -18,7 +18,7 @@ pub struct Backlog {
 /// for `lease`. `SKIP LOCKED`: what somebody is deciding right now needs no help.
 /// The array makes the plan look for them once; an `IN` may be planned as a loop that locks more than the limit.
 pub async fn claim_due(
-    conn: &mut PgConnection,
+    conn: &mut Db,
     limit: i64,
     lease: Duration,
 ) -> Result<Vec<Uuid>, sqlx::Error> {
@@ -41,11 +41,7 @@ pub async fn claim_due(
 }
 
 /// Puts the next attempt off, by the database's clock.
-pub async fn postpone(
-    conn: &mut PgConnection,
-    id: Uuid,
-    wait: Duration,
-) -> Result<(), sqlx::Error> {
+pub async fn postpone(conn: &mut Db, id: Uuid, wait: Duration) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE checkout.purchase
          SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + make_interval(secs => $2)
@@ -59,11 +55,7 @@ pub async fn postpone(
 }
 
 /// Deletes purchases that were closed longer than `keep` ago, `limit` at a time so that no sweep holds many locks.
-pub async fn sweep_closed(
-    conn: &mut PgConnection,
-    keep: Duration,
-    limit: i64,
-) -> Result<u64, sqlx::Error> {
+pub async fn sweep_closed(conn: &mut Db, keep: Duration, limit: i64) -> Result<u64, sqlx::Error> {
     let swept = sqlx::query!(
         "DELETE FROM checkout.purchase
          WHERE id = ANY (ARRAY(
@@ -82,7 +74,7 @@ pub async fn sweep_closed(
 }
 
 /// Counts what is open; the partial index makes it as cheap as there is little of it.
-pub async fn measure_backlog(conn: &mut PgConnection) -> Result<Backlog, sqlx::Error> {
+pub async fn measure_backlog(conn: &mut Db) -> Result<Backlog, sqlx::Error> {
     sqlx::query_as!(
         Backlog,
         r#"SELECT count(*) AS "open!",

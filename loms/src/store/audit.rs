@@ -1,13 +1,13 @@
 //! The recount. Each statement returns a line for every difference, and nothing when all is well. They look only at
 //! rows, never at what the service believes.
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 
 /// One snapshot for all that follows; readers block nobody.
 pub(crate) const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// A recount reads whole tables: it has no time-out of its own.
-pub(crate) async fn allow_long_statements(db: &mut PgConnection) -> sqlx::Result<()> {
+pub(crate) async fn allow_long_statements(db: &mut Db) -> sqlx::Result<()> {
     sqlx::query!("SELECT set_config('statement_timeout', '0', TRUE)")
         .fetch_one(db)
         .await?;
@@ -15,7 +15,7 @@ pub(crate) async fn allow_long_statements(db: &mut PgConnection) -> sqlx::Result
 }
 
 /// Per SKU and warehouse: on sale + reserved + written off = received.
-pub(crate) async fn find_unconserved_stock(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub(crate) async fn find_unconserved_stock(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"SELECT format('stock: sku %s warehouse %s: on sale %s + reserved %s + sold %s is not received %s',
                          sku, warehouse_id, sum(on_sale), sum(reserved), sum(sold), sum(received)) AS "line!"
@@ -33,7 +33,7 @@ pub(crate) async fn find_unconserved_stock(db: &mut PgConnection) -> sqlx::Resul
 
 /// Orders that await payment hold exactly their items, payed ones have written exactly their items off, and no other
 /// order holds or has sold anything.
-pub(crate) async fn find_wrong_holdings(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub(crate) async fn find_wrong_holdings(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"SELECT format('order %s (%s): sku %s: ordered %s, reserved %s, sold %s', order_id,
                          coalesce(o.status::text, 'unknown'), sku, sum(ordered), sum(reserved), sum(sold)) AS "line!"
@@ -52,7 +52,7 @@ pub(crate) async fn find_wrong_holdings(db: &mut PgConnection) -> sqlx::Result<V
 }
 
 /// Every order has items, and a history without gaps whose steps follow each other and end at its status.
-pub(crate) async fn find_illegal_histories(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub(crate) async fn find_illegal_histories(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"WITH history AS (
                SELECT order_id, array_agg(sequence ORDER BY sequence) AS sequences,
@@ -77,7 +77,7 @@ pub(crate) async fn find_illegal_histories(db: &mut PgConnection) -> sqlx::Resul
 }
 
 /// An order has a payment deadline exactly while it awaits payment.
-pub(crate) async fn find_wrong_deadlines(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub(crate) async fn find_wrong_deadlines(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"SELECT format('order %s (%s): payment deadline %s', coalesce(o.id, u.order_id),
                          coalesce(o.status::text, 'unknown'), coalesce(u.payment_deadline::text, 'missing')) AS "line!"
@@ -91,7 +91,7 @@ pub(crate) async fn find_wrong_deadlines(db: &mut PgConnection) -> sqlx::Result<
 }
 
 /// Every step of a history has been sent or waits.
-pub(crate) async fn find_lost_events(db: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+pub(crate) async fn find_lost_events(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"SELECT format('events: %s steps of histories, but %s sent + %s waiting', happened, sent, waiting) AS "line!"
            FROM (SELECT (SELECT count(*) FROM loms.status_change) AS happened,
@@ -104,7 +104,7 @@ pub(crate) async fn find_lost_events(db: &mut PgConnection) -> sqlx::Result<Vec<
 }
 
 /// What was counted, for the report: orders, and units received.
-pub(crate) async fn read_totals(db: &mut PgConnection) -> sqlx::Result<(i64, i64)> {
+pub(crate) async fn read_totals(db: &mut Db) -> sqlx::Result<(i64, i64)> {
     let row = sqlx::query!(
         r#"SELECT (SELECT count(*) FROM loms.user_order) AS "orders!",
                   coalesce((SELECT sum(count) FROM loms.delivery_line), 0)::bigint AS "units!""#
@@ -115,7 +115,7 @@ pub(crate) async fn read_totals(db: &mut PgConnection) -> sqlx::Result<(i64, i64
 }
 
 /// SKUs of the stock, one for each of `places` between 0 and 1, the same one once.
-pub(crate) async fn pick_skus(db: &mut PgConnection, places: &[f64]) -> sqlx::Result<Vec<i64>> {
+pub(crate) async fn pick_skus(db: &mut Db, places: &[f64]) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"SELECT DISTINCT found.sku AS "sku!"
            FROM (SELECT min(sku) AS low, max(sku) AS high FROM loms.stock) AS range
@@ -130,7 +130,7 @@ pub(crate) async fn pick_skus(db: &mut PgConnection, places: &[f64]) -> sqlx::Re
 }
 
 /// Orders, picked like SKUs.
-pub(crate) async fn pick_orders(db: &mut PgConnection, places: &[f64]) -> sqlx::Result<Vec<i64>> {
+pub(crate) async fn pick_orders(db: &mut Db, places: &[f64]) -> sqlx::Result<Vec<i64>> {
     sqlx::query_scalar!(
         r#"SELECT DISTINCT found.id AS "id!"
            FROM (SELECT min(id) AS low, max(id) AS high FROM loms.user_order) AS range
@@ -147,7 +147,7 @@ pub(crate) async fn pick_orders(db: &mut PgConnection, places: &[f64]) -> sqlx::
 /// [`find_unconserved_stock`] for a few SKUs. A statement of its own: a parameter that may be absent would cost it the
 /// indexes.
 pub(crate) async fn find_unconserved_stock_of(
-    db: &mut PgConnection,
+    db: &mut Db,
     skus: &[i64],
 ) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
@@ -169,7 +169,7 @@ pub(crate) async fn find_unconserved_stock_of(
 
 /// [`find_wrong_holdings`] for a few orders.
 pub(crate) async fn find_wrong_holdings_of(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[i64],
 ) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
@@ -192,7 +192,7 @@ pub(crate) async fn find_wrong_holdings_of(
 
 /// Orders of a few whose history does not end at their status, or whose deadline does not fit it.
 pub(crate) async fn find_wrong_statuses_of(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[i64],
 ) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 
 use crate::order::{OrderId, UserId};
 
@@ -25,7 +25,7 @@ pub(crate) struct KeyOwner {
 
 /// Claims keys, and returns the orders whose keys were free. Waits for whoever is claiming the same key right now.
 pub(crate) async fn claim_keys(
-    db: &mut PgConnection,
+    db: &mut Db,
     claims: &[KeyClaim<'_>],
 ) -> sqlx::Result<HashSet<OrderId>> {
     let users: Vec<i64> = claims.iter().map(|claim| claim.user.get()).collect();
@@ -52,7 +52,7 @@ pub(crate) async fn claim_keys(
 
 /// Who owns the keys that were not free. A statement of its own: it sees what the claim has waited for.
 pub(crate) async fn read_key_owners(
-    db: &mut PgConnection,
+    db: &mut Db,
     keys: &[(UserId, &str)],
 ) -> sqlx::Result<HashMap<(UserId, String), KeyOwner>> {
     let users: Vec<i64> = keys.iter().map(|(user, _)| user.get()).collect();
@@ -81,11 +81,7 @@ pub(crate) async fn read_key_owners(
 /// Deletes at most `limit` keys that are older than `keep` by the database's clock, the oldest first; returns how many.
 /// Keys are taken out of their order here: `SKIP LOCKED` never waits, and a claim of a key that is being deleted waits
 /// for this one statement at most.
-pub(crate) async fn sweep_keys(
-    db: &mut PgConnection,
-    keep: Duration,
-    limit: i64,
-) -> sqlx::Result<u64> {
+pub(crate) async fn sweep_keys(db: &mut Db, keep: Duration, limit: i64) -> sqlx::Result<u64> {
     // now() and not the clock, which no index is searched with; by place, so that the delete needs no plan of its own
     let swept = sqlx::query!(
         r#"DELETE FROM loms.idempotency_key

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 use time::OffsetDateTime;
 
 use super::{sku, status};
@@ -29,10 +29,7 @@ pub(crate) struct ChangeRow {
 }
 
 /// One order with its items and history, read by one statement and so from one moment.
-pub(crate) async fn read_order(
-    db: &mut PgConnection,
-    order: OrderId,
-) -> sqlx::Result<Option<OrderRow>> {
+pub(crate) async fn read_order(db: &mut Db, order: OrderId) -> sqlx::Result<Option<OrderRow>> {
     let row = sqlx::query!(
         r#"SELECT o.user_id, o.status::text AS "status!", o.created_at, u.payment_deadline AS "payment_deadline?",
                   i.skus AS "skus!", i.counts AS "counts!",
@@ -90,10 +87,7 @@ pub(crate) async fn read_order(
 }
 
 /// Locks one order until the end of the transaction: of pay, cancel and expire exactly one goes first.
-pub(crate) async fn lock_order(
-    db: &mut PgConnection,
-    order: OrderId,
-) -> sqlx::Result<Option<Status>> {
+pub(crate) async fn lock_order(db: &mut Db, order: OrderId) -> sqlx::Result<Option<Status>> {
     let locked = sqlx::query_scalar!(
         r#"SELECT status::text AS "status!" FROM loms.user_order WHERE id = $1 FOR NO KEY UPDATE"#,
         order.0
@@ -105,7 +99,7 @@ pub(crate) async fn lock_order(
 
 /// Locks those of `orders` that nobody else has locked, and says their status.
 pub(crate) async fn lock_free_orders(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[OrderId],
 ) -> sqlx::Result<HashMap<OrderId, Status>> {
     let ids = ids(orders);
@@ -123,10 +117,7 @@ pub(crate) async fn lock_free_orders(
 
 /// Locks orders whose deadline has passed, the oldest first, and says by how many seconds each is late. Orders that
 /// somebody is paying or cancelling are skipped, so that replicas share the work and nobody waits.
-pub(crate) async fn lock_due_orders(
-    db: &mut PgConnection,
-    limit: i64,
-) -> sqlx::Result<Vec<(OrderId, f64)>> {
+pub(crate) async fn lock_due_orders(db: &mut Db, limit: i64) -> sqlx::Result<Vec<(OrderId, f64)>> {
     // no index is searched with clock_timestamp(), and now() is before the waits of this transaction; LATERAL, so that
     // each order is looked up, and locked, for its deadline: a plan of a join made while the tables are small reads all
     let rows = sqlx::query!(
@@ -147,7 +138,7 @@ pub(crate) async fn lock_due_orders(
 }
 
 /// Bounds this transaction's waits for rows.
-pub(crate) async fn wait_at_most(db: &mut PgConnection, bound: Duration) -> sqlx::Result<()> {
+pub(crate) async fn wait_at_most(db: &mut Db, bound: Duration) -> sqlx::Result<()> {
     sqlx::query!(
         "SELECT set_config('lock_timeout', $1, TRUE)",
         bound.as_millis().to_string()
@@ -158,9 +149,7 @@ pub(crate) async fn wait_at_most(db: &mut PgConnection, bound: Duration) -> sqlx
 }
 
 /// Locks, of the stock that due orders hold units of, the rows that nobody else has locked: `(sku, warehouse_id)`.
-pub(crate) async fn lock_free_stock_of_due_orders(
-    db: &mut PgConnection,
-) -> sqlx::Result<Vec<(i64, i64)>> {
+pub(crate) async fn lock_free_stock_of_due_orders(db: &mut Db) -> sqlx::Result<Vec<(i64, i64)>> {
     let rows = sqlx::query!(
         r#"SELECT s.sku, s.warehouse_id FROM loms.stock s
            WHERE (s.sku, s.warehouse_id) IN
@@ -179,7 +168,7 @@ pub(crate) async fn lock_free_stock_of_due_orders(
 
 /// Like [`lock_due_orders`], of orders that hold units of nothing but `stock`.
 pub(crate) async fn lock_due_orders_on(
-    db: &mut PgConnection,
+    db: &mut Db,
     stock: &[(i64, i64)],
     limit: i64,
 ) -> sqlx::Result<Vec<(OrderId, f64)>> {
@@ -208,7 +197,7 @@ pub(crate) async fn lock_due_orders_on(
 }
 
 /// Seconds until the next deadline by the database's clock, below 0 when it has passed.
-pub(crate) async fn seconds_to_next_deadline(db: &mut PgConnection) -> sqlx::Result<Option<f64>> {
+pub(crate) async fn seconds_to_next_deadline(db: &mut Db) -> sqlx::Result<Option<f64>> {
     sqlx::query_scalar!(
         r#"SELECT extract(epoch FROM min(payment_deadline) - clock_timestamp())::float8 FROM loms.unpaid_order"#
     )
@@ -219,7 +208,7 @@ pub(crate) async fn seconds_to_next_deadline(db: &mut PgConnection) -> sqlx::Res
 /// Ends the wait for payment of orders that the caller has locked. With `in_time_only`, not of those whose deadline has
 /// passed: payment is late even if the sweeper has not come by. Returns whose wait it ended.
 pub(crate) async fn end_payment_wait(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[OrderId],
     in_time_only: bool,
 ) -> sqlx::Result<Vec<OrderId>> {
@@ -237,7 +226,7 @@ pub(crate) async fn end_payment_wait(
 }
 
 /// Moves the reservations of orders into the write-offs.
-pub(crate) async fn write_off(db: &mut PgConnection, orders: &[OrderId]) -> sqlx::Result<()> {
+pub(crate) async fn write_off(db: &mut Db, orders: &[OrderId]) -> sqlx::Result<()> {
     let ids = ids(orders);
     sqlx::query!(
         r#"WITH sold AS (
@@ -262,7 +251,7 @@ pub(crate) struct UnitsRow {
 
 /// Takes the reservations of orders out, and returns what they held, added up, for [`put_on_sale`].
 pub(crate) async fn end_reservations(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[OrderId],
 ) -> sqlx::Result<Vec<UnitsRow>> {
     let ids = ids(orders);
@@ -280,7 +269,7 @@ pub(crate) async fn end_reservations(
 
 /// Puts units back on sale; returns of how many SKUs and warehouses. New orders wait for these rows until the end of the
 /// transaction.
-pub(crate) async fn put_on_sale(db: &mut PgConnection, units: &[UnitsRow]) -> sqlx::Result<u64> {
+pub(crate) async fn put_on_sale(db: &mut Db, units: &[UnitsRow]) -> sqlx::Result<u64> {
     let skus: Vec<i64> = units.iter().map(|row| row.sku).collect();
     let warehouses: Vec<i64> = units.iter().map(|row| row.warehouse).collect();
     let counts: Vec<i64> = units.iter().map(|row| row.count).collect();
@@ -304,7 +293,7 @@ pub(crate) async fn put_on_sale(db: &mut PgConnection, units: &[UnitsRow]) -> sq
 /// Sets the last status of orders that await payment, with its history row and event, whose trace context is in `traces`.
 /// Returns how many there were: the condition is repeated here whatever the caller has checked.
 pub(crate) async fn settle(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[OrderId],
     traces: &[Option<&str>],
     to: Status,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ const RELAY_LOCK: i64 = 0x4c4f_4d53_2072_656c;
 /// Whether no relay of the release before is sending; until this transaction ends none begins. Shared, so that relays of
 /// this release are not in each other's way. Their lease is kept without waiting for the log to be flushed, or for a
 /// standby: a server that forgets it in a crash lets two relays send at once, and that is harmless (see migration 10).
-pub(crate) async fn try_lock_relay(db: &mut PgConnection) -> sqlx::Result<bool> {
+pub(crate) async fn try_lock_relay(db: &mut Db) -> sqlx::Result<bool> {
     let row = sqlx::query!(
         r#"SELECT pg_try_advisory_xact_lock_shared($1) AS "won!",
                   set_config('synchronous_commit', 'off', TRUE)"#,
@@ -40,7 +40,7 @@ pub(crate) async fn try_lock_relay(db: &mut PgConnection) -> sqlx::Result<bool> 
 /// Takes or renews the lease and reads the oldest events, by id: within an order that is the order of their sequence.
 /// Empty if nothing waits, or if another relay has the lease.
 pub(crate) async fn read_leased(
-    db: &mut PgConnection,
+    db: &mut Db,
     holder: Uuid,
     lease: Duration,
     limit: i64,
@@ -79,11 +79,7 @@ pub(crate) async fn read_leased(
 }
 
 /// Keeps the lease for so long from now, if nobody has taken it over; no time at all gives it back.
-pub(crate) async fn extend_lease(
-    db: &mut PgConnection,
-    holder: Uuid,
-    lease: Duration,
-) -> sqlx::Result<bool> {
+pub(crate) async fn extend_lease(db: &mut Db, holder: Uuid, lease: Duration) -> sqlx::Result<bool> {
     let kept = sqlx::query!(
         r#"UPDATE loms.relay SET leased_until = clock_timestamp() + make_interval(secs => $2)
            WHERE holder = $1
@@ -98,7 +94,7 @@ pub(crate) async fn extend_lease(
 
 /// Deletes what the broker has, whoever has the lease by now, and counts what was really there in the same commit: the
 /// audit holds the count against the history.
-pub(crate) async fn delete_sent(db: &mut PgConnection, ids: &[i64]) -> sqlx::Result<u64> {
+pub(crate) async fn delete_sent(db: &mut Db, ids: &[i64]) -> sqlx::Result<u64> {
     let counted = sqlx::query_scalar!(
         r#"WITH gone AS (DELETE FROM loms.outbox WHERE id = ANY($1) RETURNING id)
            UPDATE loms.relay SET sent = sent + (SELECT count(*) FROM gone)
@@ -111,7 +107,7 @@ pub(crate) async fn delete_sent(db: &mut PgConnection, ids: &[i64]) -> sqlx::Res
 }
 
 /// How many events wait (counted up to `most`), and the age of the oldest in seconds.
-pub(crate) async fn read_backlog(db: &mut PgConnection, most: i64) -> sqlx::Result<(i64, f64)> {
+pub(crate) async fn read_backlog(db: &mut Db, most: i64) -> sqlx::Result<(i64, f64)> {
     let row = sqlx::query!(
         r#"SELECT (SELECT count(*) FROM (SELECT 1 FROM loms.outbox LIMIT $1) AS waiting) AS "rows!",
                   coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at)

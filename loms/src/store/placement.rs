@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 
 use super::{sku, status, units};
 use crate::{
@@ -23,10 +23,7 @@ pub(crate) struct DecidedOrder<'a> {
 }
 
 /// Numbers for new orders. A number whose order is not written stays unused.
-pub(crate) async fn draw_order_ids(
-    db: &mut PgConnection,
-    count: usize,
-) -> sqlx::Result<Vec<OrderId>> {
+pub(crate) async fn draw_order_ids(db: &mut Db, count: usize) -> sqlx::Result<Vec<OrderId>> {
     let ids = sqlx::query_scalar!(
         r#"SELECT nextval('loms.user_order_id_seq') AS "id!" FROM generate_series(1, $1::bigint)"#,
         count as i64
@@ -37,7 +34,7 @@ pub(crate) async fn draw_order_ids(
 }
 
 /// What is on sale of `skus`, locked until the end of the transaction.
-pub(crate) async fn lock_shelves(db: &mut PgConnection, skus: &[Sku]) -> sqlx::Result<Shelves> {
+pub(crate) async fn lock_shelves(db: &mut Db, skus: &[Sku]) -> sqlx::Result<Shelves> {
     let skus: Vec<i64> = skus.iter().map(|sku| sku.db()).collect();
     // by (sku, warehouse_id), as everybody locks stock: unsorted locks deadlock
     let rows = sqlx::query!(
@@ -57,10 +54,7 @@ pub(crate) async fn lock_shelves(db: &mut PgConnection, skus: &[Sku]) -> sqlx::R
 }
 
 /// Those of `skus` that somebody else has locked a row of, without waiting for him.
-pub(crate) async fn find_held_skus(
-    db: &mut PgConnection,
-    skus: &[Sku],
-) -> sqlx::Result<BTreeSet<Sku>> {
+pub(crate) async fn find_held_skus(db: &mut Db, skus: &[Sku]) -> sqlx::Result<BTreeSet<Sku>> {
     let skus: Vec<i64> = skus.iter().map(|sku| sku.db()).collect();
     let held = sqlx::query_scalar!(
         r#"WITH free AS (
@@ -83,7 +77,7 @@ pub(crate) async fn find_held_skus(
     reason = "it is one statement, and its columns"
 )]
 pub(crate) async fn insert_orders(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[DecidedOrder<'_>],
     taken: &[(OrderId, Allocation)],
     payment_timeout: Duration,
@@ -166,7 +160,7 @@ fn columns<const N: usize>(rows: impl Iterator<Item = [i64; N]>) -> [Vec<i64>; N
 
 /// Keeps what was missing of failed orders.
 pub(crate) async fn insert_shortages(
-    db: &mut PgConnection,
+    db: &mut Db,
     short: &[(OrderId, Shortage)],
 ) -> sqlx::Result<()> {
     let short = columns(short.iter().map(|(order, line)| {
@@ -188,7 +182,7 @@ pub(crate) async fn insert_shortages(
 
 /// The present status of orders that earlier calls made.
 pub(crate) async fn read_statuses(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[OrderId],
 ) -> sqlx::Result<HashMap<OrderId, Status>> {
     let ids: Vec<i64> = orders.iter().map(|order| order.0).collect();
@@ -205,7 +199,7 @@ pub(crate) async fn read_statuses(
 
 /// What was missing of orders that failed before, by SKU.
 pub(crate) async fn read_shortages(
-    db: &mut PgConnection,
+    db: &mut Db,
     orders: &[OrderId],
 ) -> sqlx::Result<HashMap<OrderId, Vec<Shortage>>> {
     let ids: Vec<i64> = orders.iter().map(|order| order.0).collect();

@@ -1,6 +1,6 @@
 //! Stock on sale, and deliveries.
 
-use platform::pg::Db as PgConnection;
+use platform::pg::Db;
 
 use super::units;
 use crate::{
@@ -9,10 +9,7 @@ use crate::{
 };
 
 /// Units on sale by warehouse; those with none are left out.
-pub(crate) async fn read_stock(
-    db: &mut PgConnection,
-    sku: Sku,
-) -> sqlx::Result<Vec<(WarehouseId, u64)>> {
+pub(crate) async fn read_stock(db: &mut Db, sku: Sku) -> sqlx::Result<Vec<(WarehouseId, u64)>> {
     let rows = sqlx::query!(
         "SELECT warehouse_id, count FROM loms.stock WHERE sku = $1 AND count > 0 ORDER BY warehouse_id",
         sku.db()
@@ -29,10 +26,7 @@ pub(crate) async fn read_stock(
 }
 
 /// Claims a delivery id. `false`: it was received before, perhaps with other lines.
-pub(crate) async fn claim_delivery(
-    db: &mut PgConnection,
-    delivery: &Delivery,
-) -> sqlx::Result<bool> {
+pub(crate) async fn claim_delivery(db: &mut Db, delivery: &Delivery) -> sqlx::Result<bool> {
     let claimed = sqlx::query!(
         "INSERT INTO loms.delivery (id, content_hash) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         delivery.id(),
@@ -44,17 +38,14 @@ pub(crate) async fn claim_delivery(
 }
 
 /// What was received under this id before.
-pub(crate) async fn read_delivery_hash(db: &mut PgConnection, id: &str) -> sqlx::Result<Vec<u8>> {
+pub(crate) async fn read_delivery_hash(db: &mut Db, id: &str) -> sqlx::Result<Vec<u8>> {
     sqlx::query_scalar!("SELECT content_hash FROM loms.delivery WHERE id = $1", id)
         .fetch_one(db)
         .await
 }
 
 /// Books the lines of a delivery and puts their units on sale.
-pub(crate) async fn insert_delivery_lines(
-    db: &mut PgConnection,
-    delivery: &Delivery,
-) -> sqlx::Result<()> {
+pub(crate) async fn insert_delivery_lines(db: &mut Db, delivery: &Delivery) -> sqlx::Result<()> {
     let (mut warehouses, mut skus, mut counts) = (Vec::new(), Vec::new(), Vec::new());
     for (sku, warehouse, count) in delivery.lines() {
         warehouses.push(warehouse.get());
