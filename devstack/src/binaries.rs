@@ -14,6 +14,8 @@ pub const SERVICES: [&str; 3] = ["checkout", "loms", "notifications"];
 #[derive(Debug, Clone)]
 pub struct Binaries {
     devstack: PathBuf,
+    /// Where the services are, if not beside devstack.
+    services: Option<PathBuf>,
 }
 
 impl Binaries {
@@ -21,6 +23,7 @@ impl Binaries {
     pub fn beside_me() -> Result<Binaries> {
         Ok(Binaries {
             devstack: std::env::current_exe().context("find devstack's own executable")?,
+            services: None,
         })
     }
 
@@ -28,6 +31,15 @@ impl Binaries {
     pub fn beside(devstack: impl Into<PathBuf>) -> Binaries {
         Binaries {
             devstack: devstack.into(),
+            services: None,
+        }
+    }
+
+    /// The services of `folder` instead, another release say.
+    pub fn with_services(self, folder: impl Into<PathBuf>) -> Binaries {
+        Binaries {
+            services: Some(folder.into()),
+            ..self
         }
     }
 
@@ -38,7 +50,10 @@ impl Binaries {
 
     /// A service's executable.
     pub fn service(&self, name: &str) -> Result<PathBuf> {
-        let path = self.devstack.with_file_name(name);
+        let path = match &self.services {
+            Some(folder) => folder.join(name),
+            None => self.devstack.with_file_name(name),
+        };
         if !path.exists() {
             let what = format!("{} is not there", path.display());
             return Err(Misuse::error(

@@ -21,10 +21,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    binaries::Binaries,
-    failure::after_cleanup,
-    signals::Stop,
-    stack::{Options, merge},
+    binaries::Binaries, failure::after_cleanup, service::merge, signals::Stop, stack::Options,
 };
 
 use measure::Figures;

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdout, Command},
@@ -99,6 +100,13 @@ impl Service {
             self.name
         );
         Ok(())
+    }
+
+    /// Stops it and starts another release of it, with the same configuration.
+    pub async fn replace(&mut self, executable: &Path) -> Result<()> {
+        self.stop().await?;
+        executable.clone_into(&mut self.executable);
+        self.start_again().await
     }
 
     /// Waits until it says that it is ready.
@@ -233,6 +241,24 @@ async fn run_serve(
     let mut copying = JoinSet::new();
     copying.spawn(copy(before, lines, log.to_owned()));
     Ok((Running { child, copying }, addresses))
+}
+
+/// Puts `changes` over a configuration, key by key; null takes a key away (RFC 7396).
+pub fn merge(into: &mut Value, changes: &Value) {
+    let Value::Object(changes) = changes else {
+        *into = changes.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, change) in changes {
+        if !change.is_null() {
+            merge(&mut into[key], change);
+        } else if let Some(into) = into.as_object_mut() {
+            into.remove(key);
+        }
+    }
 }
 
 /// Runs a service's other command (`migrate`, `audit`, ..) to its end and answers its stdout.

@@ -21,7 +21,7 @@ use crate::{
     postgres::{self, Server},
     products::{self, StandIn},
     retail,
-    service::{self, Finished, Service},
+    service::{self, Finished, Service, merge},
 };
 
 /// Migrated databases, open doors, a consumer that may still join: seconds, on a busy machine more.
@@ -158,11 +158,14 @@ impl Stack {
         });
         let mut of_loms = kafka.clone();
         of_loms["orders"] = json!({"payment_timeout": options.payment_timeout});
-        // whoever books deliveries shows who he is
+        // as in the example file: deliveries are the operator's, everything else is everybody's
         of_loms["tls"] = json!({"client_auth": "optional"});
+        of_loms["roles"] = json!({certs::OPERATOR: ["operator"], "*": ["checkout", "gateway"]});
         let mut own = [of_checkout, of_loms, kafka];
         for (name, own) in SERVICES.into_iter().zip(&mut own) {
-            merge(own, &options.settings[name]);
+            if let Some(settings) = options.settings.get(name) {
+                merge(own, settings);
+            }
         }
         let wanted =
             (0..SERVICES.len()).filter(|index| options.services.contains(&SERVICES[*index]));
@@ -368,19 +371,6 @@ impl Stack {
         outcome = outcome.and(self.products.stop().await);
         outcome = outcome.and(self.broker.stop().await);
         outcome.and(self.postgres.stop().await)
-    }
-}
-
-/// Puts `changes` over a configuration, key by key.
-pub(crate) fn merge(into: &mut Value, changes: &Value) {
-    match changes {
-        Value::Null => {}
-        Value::Object(changes) if into.is_object() => {
-            for (key, change) in changes {
-                merge(&mut into[key], change);
-            }
-        }
-        change => *into = change.clone(),
     }
 }
 

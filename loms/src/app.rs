@@ -108,7 +108,7 @@ impl App {
             relay,
             tasks: tasks.clone(),
         };
-        let policy = Policy::new(METHODS, config.roles.as_ref());
+        let policy = Policy::new(METHODS, config.roles().as_ref());
         let guard = Guard::new(SERVICE, &config.limits, policy);
         let guarded = guard
             .wrap(LomsServer::new(service).max_decoding_message_size(config.limits.body_bytes));

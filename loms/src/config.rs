@@ -9,7 +9,10 @@ use platform::config::{
     Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig,
     PostgresConfig, TlsConfig, defaults,
 };
-use platform::{error::StartError, roles::Roles};
+use platform::{
+    error::StartError,
+    roles::{EVERYBODY, Role, Roles},
+};
 use serde::Deserialize;
 
 /// What `config.yaml` may say.
@@ -162,7 +165,7 @@ pub struct AdminConfig {
     /// Where probes and Prometheus ask in plaintext; see [`platform::config::AdminListen`].
     pub listen: Option<SocketAddr>,
     /// ReceiveStock without a client certificate too (see `tls.client_auth`), where something else keeps strangers out.
-    /// Where roles are given, they say who may.
+    /// With roles it counts only where [`EVERYBODY`] has some.
     pub allow_unauthenticated: bool,
 }
 
@@ -213,13 +216,24 @@ impl Config {
         Ok(())
     }
 
+    /// The callers' roles; `admin.allow_unauthenticated` makes operators of everybody.
+    pub(crate) fn roles(&self) -> Option<Roles> {
+        let mut roles = self.roles.clone();
+        if self.admin.allow_unauthenticated
+            && let Some(everybody) = roles.as_mut().and_then(|roles| roles.get_mut(EVERYBODY))
+        {
+            everybody.push(Role::Operator);
+        }
+        roles
+    }
+
     pub(crate) fn common(&self) -> Common {
         Common {
             grpc: self.grpc.clone(),
             http: self.http.clone(),
             tls: self.tls.clone(),
             admin_listen: self.admin.listen,
-            roles: self.roles.clone(),
+            roles: self.roles(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
             shutdown_grace: self.shutdown_grace,

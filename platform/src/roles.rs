@@ -38,8 +38,17 @@ impl Role {
     }
 }
 
-/// The config's `roles`: a DNS or URI name of a certificate, exactly, and what its owner is.
+/// The config's `roles`: a DNS or URI name of a certificate, exactly, and what its owner is; [`EVERYBODY`].
 pub type Roles = BTreeMap<String, Vec<Role>>;
+
+/// The name in `roles` of every caller, with a certificate or without. No certificate can have it: a DNS name with an
+/// asterisk has a dot.
+pub const EVERYBODY: &str = "*";
+
+/// Whether these roles let nobody in without a certificate.
+pub(crate) fn need_certificate(roles: &Roles) -> bool {
+    !roles.contains_key(EVERYBODY)
+}
 
 /// A service's RPCs by their full path, `/loms.Loms/Stocks`, and the roles that may call each.
 pub type Methods = &'static [(&'static str, &'static [Role])];
@@ -62,7 +71,7 @@ impl Policy {
 
     /// Whether nobody may call without a certificate.
     pub(crate) fn needs_certificate(&self) -> bool {
-        self.roles.is_some()
+        self.roles.as_deref().is_some_and(need_certificate)
     }
 
     /// The method as a label of a metric: what is no method is the caller's word.
@@ -83,15 +92,17 @@ impl Policy {
         let Some(roles) = &self.roles else {
             return Ok(None);
         };
-        let peer = peer.filter(|peer| peer.is_verified());
-        let peer = peer.ok_or_else(certificate_required)?;
         let allowed = self.method(path).map_or(&[][..], |(_, allowed)| allowed);
-        let admitted = peer.names().iter().find(|name| {
-            let held = roles.get(*name).into_iter().flatten();
+        let may = |name: &str| {
+            let held = roles.get(name).into_iter().flatten();
             held.into_iter().any(|role| allowed.contains(role))
-        });
-        match admitted {
+        };
+        let peer = peer.filter(|peer| peer.is_verified());
+        let names = peer.map_or(&[][..], Peer::names);
+        match names.iter().find(|name| may(name)) {
             Some(name) => Ok(Some(Caller(name.clone()))),
+            None if may(EVERYBODY) => Ok(None),
+            None if peer.is_none() => Err(certificate_required()),
             None => Err(role_required(allowed)),
         }
     }
@@ -228,6 +239,28 @@ mod tests {
                 "{refused:?}"
             );
         }
+    }
+
+    #[test]
+    fn everybody_has_what_everybody_is_given_and_no_more() {
+        let policy = policy(json!({"desk": ["operator"], "*": ["reader"]}));
+        assert!(!policy.needs_certificate());
+        let (desk, other) = (peer(&["desk"]), peer(&["other"]));
+        for anybody in [None, Some(&other)] {
+            assert!(policy.admit("/shop.Shop/Look", anybody).unwrap().is_none());
+        }
+        for path in ["/shop.Shop/Look", "/shop.Shop/Fill"] {
+            let admitted = policy.admit(path, Some(&desk));
+            assert!(admitted.is_ok(), "{path}");
+        }
+        let unseen = refused(&policy, "/shop.Shop/Fill", None);
+        assert_eq!(unseen, Code::Unauthenticated);
+        for name in ["other", "*"] {
+            let denied = refused(&policy, "/shop.Shop/Fill", Some(&peer(&[name])));
+            assert_eq!(denied, Code::PermissionDenied, "{name}");
+        }
+        let unknown = refused(&policy, "/shop.Shop/Burn", Some(&desk));
+        assert_eq!(unknown, Code::PermissionDenied);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     grpc::Guard,
     http, listen,
     readiness::{self, Health, Readiness},
-    roles::Roles,
+    roles::{Roles, need_certificate},
     tasks::Tasks,
     telemetry::FLUSH_BOUND,
     tls::{Acceptor, Listener, Protocol, ServerTls},
@@ -249,7 +249,8 @@ fn check(common: &Common) -> Result<(), StartError> {
 
 /// Whether a caller is let in only with a certificate: over HTTP then as over gRPC.
 fn is_closed(common: &Common) -> bool {
-    common.roles.is_some() || common.tls.client_auth == ClientAuth::Required
+    common.roles.as_ref().is_some_and(need_certificate)
+        || common.tls.client_auth == ClientAuth::Required
 }
 
 /// Who may call: what would let nobody in, or somebody in by the other port.
@@ -266,16 +267,17 @@ fn check_callers(common: &Common) -> Result<(), StartError> {
             "name who may, or remove it",
         ));
     }
-    if common.roles.is_some() && common.tls.client_auth == ClientAuth::None {
+    let named = common.roles.as_ref().is_some_and(need_certificate);
+    if named && common.tls.client_auth == ClientAuth::None {
         return Err(StartError::new(
             "roles without tls.client_auth: nobody is asked for a certificate",
-            "set tls.client_auth to required or optional, or remove roles",
+            "set tls.client_auth to required or optional, or give \"*\" a role",
         ));
     }
     if is_closed(common) && common.admin_listen.is_none() {
         return Err(StartError::new(
             "admin.listen is missing: HTTP is closed to callers without a certificate, and probes and Prometheus show none",
-            "set admin.listen to an address that only they reach, or remove roles and tls.client_auth: required",
+            "set admin.listen to an address that only they reach, or remove tls.client_auth: required and give \"*\" a role",
         ));
     }
     Ok(())

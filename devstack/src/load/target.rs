@@ -19,7 +19,8 @@ use crate::{
     ports::Reserved,
     postgres::connect,
     service::Service,
-    stack::{Options, Stack, merge},
+    service::merge,
+    stack::{Options, Stack},
 };
 
 /// Callers share so many connections, as a few gateways in front would.

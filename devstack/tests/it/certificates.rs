@@ -112,7 +112,7 @@ async fn what_cannot_be_shown_or_would_let_nobody_in_is_said_at_start() {
     let stack = loms(dir.path()).await;
     let file = |owner| certs::cert(dir.path(), owner).display().to_string();
     let key = |owner| certs::key(dir.path(), owner).display().to_string();
-    let roles = json!({"operator": ["operator"]});
+    let roles = json!({"*": null});
     let admin = json!({"listen": "127.0.0.1:0"});
     let wrong = [
         (
@@ -136,7 +136,7 @@ async fn what_cannot_be_shown_or_would_let_nobody_in_is_said_at_start() {
             "roles without tls.client_auth".into(),
         ),
         (
-            json!({"roles": {}, "admin": admin}),
+            json!({"roles": {"operator": null, "*": null}, "admin": admin}),
             "roles is empty".into(),
         ),
         (

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::{certs, clients::channel, stack::Stack};
+use devstack::{certs, clients::channel, service::merge, stack::Stack};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -192,16 +192,4 @@ fn configure(stack: &Stack, settings: &Value) -> PathBuf {
     let file = stack.dir().join(format!("replica-{number}.yaml"));
     std::fs::write(&file, config.to_string()).unwrap();
     file
-}
-
-fn merge(into: &mut Value, changes: &Value) {
-    match changes {
-        Value::Null => {}
-        Value::Object(changes) if into.is_object() => {
-            for (key, change) in changes {
-                merge(&mut into[key], change);
-            }
-        }
-        change => *into = change.clone(),
-    }
 }

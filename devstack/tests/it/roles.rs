@@ -88,6 +88,7 @@ const CALLERS: [(Option<&str>, Kind); 12] = [
 
 fn roles() -> Value {
     json!({
+        "*": null,
         "operator": ["operator"],
         "checkout": ["checkout"],
         "gateway": ["gateway"],
@@ -244,6 +245,49 @@ async fn over_http(stack: &Stack, certs: &Path, shown: Option<&str>, kind: Kind)
             assert_eq!(status, expected, "{cell} {trick}");
         }
     }
+}
+
+/// The roles of `loms/config.example.yaml`, which compose and devstack run with.
+#[tokio::test]
+async fn as_shipped_a_delivery_is_the_operators_and_the_rest_is_everybodys() {
+    let example = read("loms/config.example.yaml");
+    let example: Value = serde_yaml::from_str(&example).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    write_certs(dir.path());
+    let options = Options {
+        quiet: true,
+        certs: Some(dir.path().to_owned()),
+        services: &["loms"],
+        settings: json!({"loms": {"roles": example["roles"]}}),
+        ..Options::new(binaries().await)
+    };
+    let stack = Stack::start(&options).await.unwrap();
+    let loms = stack.service("loms").unwrap();
+    for (shown, expected) in [
+        (Some("operator"), Code::InvalidArgument),
+        (Some("products"), Code::PermissionDenied),
+        (Some("checkout"), Code::PermissionDenied),
+        (None, Code::Unauthenticated),
+    ] {
+        let channel = grpc(dir.path(), shown, loms.grpc());
+        let booked = call(&channel, "/loms.Loms/ReceiveStock").await;
+        assert_eq!(booked.unwrap_err().code(), expected, "{shown:?}");
+        for (method, expected) in [
+            ("CreateOrder", Code::InvalidArgument),
+            ("OrderPayed", Code::NotFound),
+            ("CancelOrder", Code::NotFound),
+            ("ListOrder", Code::NotFound),
+        ] {
+            let answer = call(&channel, &format!("/loms.Loms/{method}")).await;
+            let code = answer.unwrap_err().code();
+            assert_eq!(code, expected, "{shown:?} {method}");
+        }
+    }
+    let plain = devstack::clients::http_client().unwrap();
+    let paid = plain.post(format!("http://{}/orderPayed", loms.http()));
+    let paid = paid.body("{}").send().await.unwrap();
+    assert_eq!(paid.status(), 404, "as old callers over HTTP know it");
+    stack.stop().await.unwrap();
 }
 
 #[tokio::test]
