@@ -78,13 +78,18 @@ impl Recovery {
     /// Takes over what is due, as far as there is room beside the `running` ones.
     async fn claim(&self, running: usize) -> Result<Vec<Uuid>, Error> {
         let work = async |db: &mut Db| {
-            METRICS.backlog(&store::recovery::measure_backlog(db).await?);
+            // a BEGIN replaces a connection that broke while it rested
+            let mut tx = db.begin().await?;
+            METRICS.backlog(&store::recovery::measure_backlog(&mut tx).await?);
             let room = usize::from(self.config.at_once.max(1)).saturating_sub(running);
-            if room == 0 {
-                return Ok(vec![]);
+            let mut claimed = vec![];
+            if room > 0 {
+                let limit = i64::try_from(room).unwrap_or(1);
+                let after = self.config.resume_after;
+                claimed = store::recovery::claim_due(&mut tx, limit, after).await?;
             }
-            let limit = i64::try_from(room).unwrap_or(1);
-            Ok(store::recovery::claim_due(db, limit, self.config.resume_after).await?)
+            tx.commit().await?;
+            Ok(claimed)
         };
         self.pool.with_connection(work).await
     }

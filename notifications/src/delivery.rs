@@ -196,7 +196,11 @@ impl Delivery {
         }
         let held = self.leased_until > asked_at;
         let lease = self.config.lease.as_secs_f64();
-        let Some(pause) = store::take_lease(connection, self.holder, lease).await? else {
+        // a BEGIN replaces a connection that broke while it rested
+        let mut tx = connection.begin().await?;
+        let taken = store::take_lease(&mut tx, self.holder, lease).await?;
+        tx.commit().await?;
+        let Some(pause) = taken else {
             if held {
                 tracing::warn!("lease lost, another replica sends");
             }

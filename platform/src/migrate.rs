@@ -96,8 +96,11 @@ async fn locked(
         sqlx::raw_sql(setting).execute(&mut *db).await.ok();
     }
     let key = lock_key(db).await?;
-    while !try_lock(db, key).await? {
-        tokio::time::sleep(POLL).await;
+    if !try_lock(db, key).await? {
+        tracing::info!("another migrate is at work, waiting for it");
+        while !try_lock(db, key).await? {
+            tokio::time::sleep(POLL).await;
+        }
     }
     apply_all(db, migrator, online).await?;
     set_role_timeouts(db, config).await?;

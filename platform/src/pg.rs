@@ -3,6 +3,7 @@
 mod database;
 mod db;
 mod error;
+mod gauges;
 mod options;
 mod pool;
 
@@ -14,7 +15,7 @@ pub use self::{
     error::{Error, Failure},
     pool::Pool,
 };
-use crate::{config::PostgresConfig, error::StartError};
+use crate::{command::Unavailable, config::PostgresConfig, error::StartError};
 
 /// What stores' callers get.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -27,22 +28,15 @@ pub(crate) fn connect_options(
     Ok(options::connect_options(config)?.application_name(application))
 }
 
-/// One connection, for a command that does one thing.
+/// One connection, for a command that does one thing. Behind a transaction pooler it does that in transactions.
 ///
 /// # Errors
-/// What PostgreSQL, or the network, said.
-pub async fn connect_as(
-    config: &PostgresConfig,
-    application: &'static str,
-) -> std::result::Result<Db, StartError> {
+/// [`StartError`] for a connection string that is none; [`Unavailable`] with what PostgreSQL, or the network, said.
+pub async fn connect_as(config: &PostgresConfig, application: &'static str) -> anyhow::Result<Db> {
     let service = application.split('-').next().unwrap_or(application);
     let database = Database::of_any_schema(service, config)?;
-    database.connect_as(application).await.map_err(|error| {
-        StartError::new(
-            format!("connecting to PostgreSQL: {error}"),
-            "start it, or correct postgres.connection_string",
-        )
-    })
+    let connected = database.connect_as(application).await;
+    Ok(connected.map_err(|error| Unavailable::new(format!("PostgreSQL: {error}")))?)
 }
 
 /// The version of the last migration of this binary.

@@ -157,7 +157,7 @@ pub(crate) async fn watch(
     }
     let database = readiness.database;
     // one of its own: callers who use up theirs say nothing about the database
-    let connection = database.pool(database.service(), 1);
+    let connection = database.for_readiness();
     let stopping = tasks.stopping();
     tasks.worker("health", async move {
         let (mut was, mut ticks) = (None, ticks());

@@ -1,5 +1,5 @@
-//! LOMS behind PgBouncer as Debian has it, in both modes: calls work, waits have their bounds, and nothing is left on the
-//! servers' sessions for whoever gets them next.
+//! The services behind PgBouncer as Debian has it, in both modes: calls and workers work, waits have their bounds, and nothing
+//! is left on the servers' sessions for the clients that get them next.
 
 use std::{
     collections::BTreeSet,
@@ -10,23 +10,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devstack::stack::{Options, Stack};
-use futures::future::join_all;
-use proto::loms::{
-    CancelOrderRequest, CreateOrderRequest, ListOrderRequest, OrderItem, OrderPayedRequest,
-    StocksRequest, loms_client::LomsClient,
+use devstack::{
+    binaries::SERVICES,
+    clients::{Clients, period_around_now},
+    service::merge,
+    stack::{Options, Stack},
 };
-use serde_json::json;
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use futures::future::join_all;
+use proto::{
+    loms::{
+        CancelOrderRequest, CreateOrderRequest, ListOrderRequest, OrderItem, OrderPayedRequest,
+        StocksRequest, loms_client::LomsClient,
+    },
+    notifications::GetHistoryWithPeriodRequest,
+};
+use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::process::{Child, Command};
 use tonic::{Code, transport::Channel};
 
 use crate::{
-    replica::Replica,
+    caller::Caller,
     test_stack::{binaries, eventually},
 };
 
-/// Server connections that PgBouncer may open: fewer than LOMS asks for, so that they change hands.
+const SKU: u32 = 85_123_001;
+/// Server connections that PgBouncer may open: fewer than a service asks for, so that they change hands.
 const SERVERS: usize = 4;
 
 struct PgBouncer {
@@ -95,8 +104,8 @@ impl PgBouncer {
         .await;
         let mut found = BTreeSet::new();
         for mut client in sessions {
-            let set = "SELECT name || '=' || setting FROM pg_settings
-                       WHERE name LIKE '%timeout' OR name LIKE 'enable%' OR name LIKE 'tcp_keep%' OR name = 'search_path'
+            // PgBouncer itself passes on what a client calls itself
+            let set = "SELECT name || '=' || coalesce(setting, '') FROM pg_settings WHERE name <> 'application_name'
                        UNION ALL SELECT 'prepared statements=' || count(*) FROM pg_prepared_statements";
             let rows = sqlx::raw_sql(set).fetch_all(&mut client).await.unwrap();
             found.extend(rows.iter().map(|row| sqlx::Row::get::<String, _>(row, 0)));
@@ -113,7 +122,7 @@ impl PgBouncer {
 fn order(user: i64, key: &str) -> CreateOrderRequest {
     CreateOrderRequest {
         user,
-        items: vec![OrderItem { sku: 7, count: 1 }],
+        items: vec![OrderItem { sku: SKU, count: 1 }],
         idempotency_key: key.to_owned(),
     }
 }
@@ -126,7 +135,7 @@ async fn mixed(loms: &LomsClient<Channel>, calls: usize) {
             let key = format!("{caller}-{n}");
             let made = loms.create_order(order(1 + caller as i64, &key)).await;
             let order_id = made.unwrap().into_inner().order_id;
-            loms.stocks(StocksRequest { sku: 7 }).await.unwrap();
+            loms.stocks(StocksRequest { sku: SKU }).await.unwrap();
             loms.list_order(ListOrderRequest { order_id })
                 .await
                 .unwrap();
@@ -144,30 +153,73 @@ async fn mixed(loms: &LomsClient<Channel>, calls: usize) {
     callers.await;
 }
 
-async fn behind(mode: &str, servers: usize, settings: serde_json::Value) {
+/// Carts that are filled and bought, and looks at histories.
+async fn bought(clients: &Clients, carts: i64) {
+    let buyers = join_all((1..=carts).map(async |user| {
+        let caller = Caller(clients.clone());
+        caller.add(user, SKU, 1).await.unwrap();
+        let order_id = caller.purchase(user, "once").await.unwrap();
+        assert_eq!(caller.purchase(user, "once").await.unwrap(), order_id);
+        let (from, to) = period_around_now();
+        let request = GetHistoryWithPeriodRequest {
+            user,
+            from: Some(from),
+            to: Some(to),
+            ..Default::default()
+        };
+        let mut notifications = clients.notifications.clone();
+        let asked = notifications.get_history_with_period(request).await;
+        asked.unwrap();
+    }));
+    buyers.await;
+}
+
+/// A stack whose services reach their databases through poolers.
+async fn pooled(mode: &str, servers: usize, settings: &Value) -> (Stack, Vec<PgBouncer>) {
     let options = Options {
-        services: &["loms"],
         quiet: true,
         ..Options::new(binaries().await)
     };
-    let stack = Stack::start(&options).await.unwrap();
+    let mut stack = Stack::start(&options).await.unwrap();
     let file = stack.dir().join("stock.csv");
-    std::fs::write(&file, "warehouse_id,sku,count\n1,7,100000\n1,8,100\n").unwrap();
+    let stock = format!("warehouse_id,sku,count\n1,{SKU},100000\n");
+    std::fs::write(&file, stock).unwrap();
     stack.receive_stock(&file).await.unwrap();
-    let direct = stack.database("loms").unwrap().to_owned();
-    let pgbouncer = PgBouncer::start(mode, servers, &direct).await;
-    let before = pgbouncer.settings(SERVERS).await;
-    let mut settings = settings;
-    settings["connection_string"] = json!(pgbouncer.url);
+    let mut poolers = Vec::new();
+    for (index, name) in SERVICES.into_iter().enumerate() {
+        let direct = stack.database(name).unwrap().to_owned();
+        let pooler = PgBouncer::start(mode, servers, &direct).await;
+        let service = &mut stack.parts().0[index];
+        service.stop().await.unwrap();
+        let config = std::fs::read_to_string(service.config()).unwrap();
+        let mut config: Value = serde_yaml::from_str(&config).unwrap();
+        merge(&mut config["postgres"], settings);
+        config["postgres"]["connection_string"] = json!(pooler.url);
+        std::fs::write(service.config(), config.to_string()).unwrap();
+        poolers.push(pooler);
+    }
+    (stack, poolers)
+}
+
+async fn behind(mode: &str, servers: usize, mut settings: Value) {
     settings["lock_timeout"] = json!("500ms");
-    let replica = Replica::start(&stack, &json!({"postgres": settings})).await;
-    let loms = replica.stranger();
+    let (mut stack, poolers) = pooled(mode, servers, &settings).await;
+    let before = join_all(poolers.iter().map(|pooler| pooler.settings(servers))).await;
+    let (services, ..) = stack.parts();
+    for service in services {
+        service.start_again().await.unwrap();
+    }
+    stack.wait_ready().await.unwrap();
+    let clients = stack.clients().unwrap();
+    let loms = clients.loms.clone();
     mixed(&loms, 1_024).await;
+    bought(&clients, 64).await;
 
     // time-outs are in force behind it
-    let mut admin = PgConnection::connect(&direct).await.unwrap();
-    let mut locked = admin.begin().await.unwrap();
-    sqlx::query("SELECT FROM loms.stock WHERE sku = 7 FOR UPDATE")
+    let direct = stack.database("loms").unwrap().to_owned();
+    let mut owner = PgConnection::connect(&direct).await.unwrap();
+    let mut locked = owner.begin().await.unwrap();
+    sqlx::query("SELECT FROM loms.stock FOR UPDATE")
         .execute(&mut *locked)
         .await
         .unwrap();
@@ -186,17 +238,34 @@ async fn behind(mode: &str, servers: usize, settings: serde_json::Value) {
     );
     locked.rollback().await.unwrap();
 
-    let piled = "SELECT count(*) FROM pg_prepared_statements";
-    let piled: i64 = sqlx::query_scalar(piled)
-        .fetch_one(&mut admin)
+    let changes: i64 = sqlx::query_scalar("SELECT count(*) FROM loms.status_change")
+        .fetch_one(&mut owner)
         .await
         .unwrap();
-    assert!(piled < 10, "{piled}");
-    replica.stop().await;
-    assert_eq!(pgbouncer.settings(SERVERS).await, before);
-    drop(pgbouncer);
+    let notifications = stack.database("notifications").unwrap();
+    let notifications = PgPool::connect(notifications).await.unwrap();
+    eventually("every change is told", async || {
+        let told = "SELECT count(*) FROM notifications.message WHERE told_at IS NOT NULL";
+        let told: i64 = sqlx::query_scalar(told)
+            .fetch_one(&notifications)
+            .await
+            .unwrap();
+        told == changes
+    })
+    .await;
+    // what a pooler does to statements shows here first
+    for name in SERVICES {
+        let log = std::fs::read_to_string(stack.service(name).unwrap().log()).unwrap();
+        assert!(!log.contains("prepared statement"), "{log}");
+    }
+    // it goes the same way
     let audit = stack.command("loms", &["audit"]).await.unwrap();
     assert!(audit.status.success(), "{}\n{}", audit.stdout, audit.stderr);
+    for service in stack.parts().0 {
+        service.stop().await.unwrap();
+    }
+    let after = join_all(poolers.iter().map(|pooler| pooler.settings(servers))).await;
+    assert_eq!(after, before);
     stack.stop().await.unwrap();
 }
 

@@ -141,13 +141,25 @@ impl Database {
     /// be waiting for an answer that nobody waits for any more.
     pub fn pool(&self, application: &'static str, max: u32) -> Pool {
         let max = max.max(1);
-        Pool::new(self.clone(), application, max, max.div_ceil(4), false)
+        Pool::new(
+            self.clone(),
+            application.into(),
+            max,
+            max.div_ceil(4),
+            false,
+        )
+    }
+
+    /// What readiness asks over. It counts apart from the callers' connections: those say nothing about the database.
+    pub(crate) fn for_readiness(&self) -> Pool {
+        let application = format!("{}-readiness", self.service());
+        Pool::new(self.clone(), application.into(), 1, 1, false)
     }
 
     /// A worker's own connection, and one more that may be waiting for an answer: callers that use up theirs cannot stop the
     /// worker.
     pub fn worker(&self, application: &'static str) -> Pool {
-        Pool::new(self.clone(), application, 1, 1, true)
+        Pool::new(self.clone(), application.into(), 1, 1, true)
     }
 
     /// One connection, for a command that does one thing.
@@ -157,7 +169,7 @@ impl Database {
     pub async fn connect_as(&self, application: &'static str) -> Result<Db, Error> {
         let origin = Origin {
             database: self.clone(),
-            application,
+            application: application.into(),
             by_index: false,
         };
         self.connect(origin).await
@@ -207,7 +219,7 @@ impl Database {
     async fn try_connect(&self, origin: Origin) -> Result<Db, (State, Failure)> {
         let away = |error: sqlx::Error| (State::Away(error.to_string()), Failure::NotConnected);
         let config = &self.0.config;
-        let options = self.0.options.clone().application_name(origin.application);
+        let options = self.0.options.clone().application_name(&origin.application);
         let mut connection = options.connect().await.map_err(away)?;
         let settings = settings(config, origin.by_index);
         let local = if config.pooler == Pooler::Transaction {

@@ -3,14 +3,16 @@
 //! fails is told from everything that fails after it.
 
 use std::{
+    borrow::Cow,
     fmt,
     ops::{Deref, DerefMut},
     sync::Arc,
 };
 
-use futures::{future::BoxFuture, stream::BoxStream};
+use futures::{TryFutureExt as _, future::BoxFuture, stream::BoxStream};
 use sqlx::{
     AssertSqlSafe, Describe, Either, Execute, Executor, PgConnection, Postgres, Row as _, SqlStr,
+    error::BoxDynError,
     postgres::{PgArguments, PgQueryResult, PgRow, PgStatement, PgTypeInfo},
 };
 
@@ -27,19 +29,26 @@ pub struct Db {
     named: bool,
     /// `SET LOCAL` statements that go with each BEGIN, where nothing may be set on the session.
     local: Option<Arc<str>>,
-    /// A transaction was begun and neither committed nor rolled back.
-    open: bool,
-    /// It was begun for statements that need none, because a transaction pooler keeps a server for a transaction only.
-    implicit: bool,
+    transaction: Transaction,
     /// How to get another, should this one be found broken.
     origin: Origin,
+}
+
+/// What was begun and neither committed nor rolled back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transaction {
+    None,
+    /// By a statement outside of any. It is two messages with a pause between them; behind a transaction pooler they reach
+    /// the same server only inside a transaction.
+    Implicit,
+    Explicit,
 }
 
 /// What a connection was made of.
 #[derive(Clone)]
 pub(super) struct Origin {
     pub(super) database: Database,
-    pub(super) application: &'static str,
+    pub(super) application: Cow<'static, str>,
     pub(super) by_index: bool,
 }
 
@@ -56,7 +65,7 @@ impl Origin {
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Db")
-            .field("open", &self.open)
+            .field("transaction", &self.transaction)
             .finish_non_exhaustive()
     }
 }
@@ -72,27 +81,31 @@ impl Db {
             connection,
             named,
             local,
-            open: false,
-            implicit: false,
+            transaction: Transaction::None,
             origin,
         }
     }
 
-    /// Before work that may be single statements. A statement is two messages with a pause between them; behind a
-    /// transaction pooler they reach the same server only inside a transaction.
-    pub(super) async fn start_work(&mut self) -> Result<(), Error> {
-        if self.local.is_some() {
-            self.begin().await?;
-            self.implicit = true;
+    /// Commits what single statements have done behind a transaction pooler.
+    ///
+    /// # Errors
+    /// What became of it is unknown if the connection was lost.
+    pub(super) async fn end_work(&mut self) -> Result<(), Error> {
+        if self.transaction == Transaction::Implicit {
+            self.connection.execute("COMMIT").await?;
+            self.transaction = Transaction::None;
         }
         Ok(())
     }
 
-    /// After work that has succeeded.
-    pub(super) async fn end_work(&mut self) -> Result<(), Error> {
-        if self.implicit && self.open {
-            self.connection.execute("COMMIT").await?;
-            self.open = false;
+    /// Before a single statement.
+    async fn begin_implicit(&mut self) -> sqlx::Result<()> {
+        if let Some(local) = &self.local
+            && self.transaction == Transaction::None
+        {
+            self.transaction = Transaction::Implicit;
+            let sql = AssertSqlSafe(format!("BEGIN;{local}"));
+            self.connection.execute(sql).await?;
         }
         Ok(())
     }
@@ -111,6 +124,7 @@ impl Db {
     /// # Errors
     /// As [`Db::begin`].
     pub async fn begin_with(&mut self, statement: &str) -> Result<Tx<'_>, Error> {
+        self.end_work().await?;
         if let Err(error) = self.try_begin(statement).await {
             if error.failure() != Failure::NotConnected {
                 return Err(error);
@@ -123,16 +137,16 @@ impl Db {
 
     async fn try_begin(&mut self, statement: &str) -> Result<(), Error> {
         // a transaction that was dropped in the middle still holds its locks
-        let first = if self.open { "ROLLBACK; " } else { "" };
+        let first = if self.is_open() { "ROLLBACK; " } else { "" };
         let local = self.local.as_deref().unwrap_or_default();
         let sql = format!("{first}{statement};{local}");
-        (self.open, self.implicit) = (true, false);
+        self.transaction = Transaction::Explicit;
         let begun = self.connection.execute(AssertSqlSafe(sql)).await;
         begun.map(drop).map_err(Error::at_begin)
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.open
+        self.transaction != Transaction::None
     }
 
     /// Waits for the answers that are still to come, and ends a transaction that was left open. `false`: the session is at
@@ -157,22 +171,16 @@ impl Db {
 
     async fn roll_back(&mut self) -> sqlx::Result<()> {
         self.connection.execute("ROLLBACK").await?;
-        self.open = false;
+        self.transaction = Transaction::None;
         Ok(())
     }
 
     /// Ends a transaction that was left open and asks the server how it is, in one round trip.
     async fn look(&mut self) -> sqlx::Result<Found> {
-        let sql = if self.open {
-            concat!(
-                "ROLLBACK; ",
-                "SELECT current_setting('transaction_read_only') = 'off' AND NOT pg_is_in_recovery() AS writable, now() <> statement_timestamp() AS in_transaction"
-            )
-        } else {
-            "SELECT current_setting('transaction_read_only') = 'off' AND NOT pg_is_in_recovery() AS writable, now() <> statement_timestamp() AS in_transaction"
-        };
+        let first = if self.is_open() { "ROLLBACK; " } else { "" };
+        let sql = AssertSqlSafe(format!("{first}{LOOK}"));
         let row = sqlx::raw_sql(sql).fetch_one(&mut self.connection).await?;
-        self.open = false;
+        self.transaction = Transaction::None;
         Ok(Found {
             writable: row.try_get("writable")?,
             in_transaction: row.try_get("in_transaction")?,
@@ -187,6 +195,10 @@ impl Db {
         Ok(self.look().await?.writable)
     }
 }
+
+/// Whether the server takes writes, and whether the session is in a transaction that it should not be in.
+const LOOK: &str = "SELECT current_setting('transaction_read_only') = 'off' AND NOT pg_is_in_recovery() AS writable,
+     now() <> statement_timestamp() AS in_transaction";
 
 /// The most answers that can be outstanding on a session: a statement's, that of its end, and that of a rollback.
 const ANSWERS: usize = 6;
@@ -212,7 +224,7 @@ impl Tx<'_> {
     /// What became of it is unknown if the connection was lost.
     pub async fn commit(self) -> Result<(), Error> {
         self.db.connection.execute("COMMIT").await?;
-        self.db.open = false;
+        self.db.transaction = Transaction::None;
         Ok(())
     }
 
@@ -240,7 +252,26 @@ impl DerefMut for Tx<'_> {
 /// A statement that gets a name only if both it and the session want one.
 struct Naming<E> {
     statement: E,
+    arguments: Option<Result<Option<PgArguments>, BoxDynError>>,
     named: bool,
+}
+
+impl<E> Naming<E> {
+    fn new<'q>(mut statement: E, named: bool) -> Naming<E>
+    where
+        E: Execute<'q, Postgres>,
+    {
+        Naming {
+            arguments: Some(statement.take_arguments()),
+            statement,
+            named,
+        }
+    }
+
+    /// Whether it goes to the server in one message: it has no parameters to be bound.
+    fn is_simple(&self) -> bool {
+        matches!(self.arguments, Some(Ok(None)))
+    }
 }
 
 impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Naming<E> {
@@ -252,8 +283,8 @@ impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Naming<E> {
         self.statement.statement()
     }
 
-    fn take_arguments(&mut self) -> Result<Option<PgArguments>, sqlx::error::BoxDynError> {
-        self.statement.take_arguments()
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
+        self.arguments.take().unwrap_or(Ok(None))
     }
 
     fn persistent(&self) -> bool {
@@ -272,11 +303,14 @@ impl<'c> Executor<'c> for &'c mut Db {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let named = self.named;
-        self.connection.fetch_many(Naming {
-            statement: query,
-            named,
-        })
+        let statement = Naming::new(query, self.named);
+        let rows = async move {
+            if !statement.is_simple() {
+                self.begin_implicit().await?;
+            }
+            Ok(self.connection.fetch_many(statement))
+        };
+        Box::pin(rows.try_flatten_stream())
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
@@ -284,10 +318,12 @@ impl<'c> Executor<'c> for &'c mut Db {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let named = self.named;
-        self.connection.fetch_optional(Naming {
-            statement: query,
-            named,
+        let statement = Naming::new(query, self.named);
+        Box::pin(async move {
+            if !statement.is_simple() {
+                self.begin_implicit().await?;
+            }
+            self.connection.fetch_optional(statement).await
         })
     }
 

@@ -4,12 +4,16 @@
 //! futures, drop them with those, and know no connection that is neither lent nor free.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    borrow::Cow,
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use prometheus::{IntGauge, IntGaugeVec, Opts};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::Instant,
@@ -19,11 +23,17 @@ use super::{
     database::{Database, State},
     db::{Db, Origin},
     error::{Error, Failure},
+    gauges::{Counted, Gauges},
 };
-use crate::{grpc::registered, tasks};
+use crate::{state_log::StateLog, tasks};
 
 /// How long a connection whose work has failed may take to show that it is well, while its caller waits.
 const CHECK_BOUND: Duration = Duration::from_secs(1);
+
+static GIVEN_UP: StateLog = StateLog::new(
+    "the server has not answered, its connection is given up",
+    "the server answers again",
+);
 
 /// A pool that connects when it must, and again when the database was away; clones share it.
 #[derive(Clone)]
@@ -38,6 +48,8 @@ struct Inner {
     /// All that may exist.
     most: usize,
     idle: Mutex<Vec<Session>>,
+    /// Connections whose answer is still waited for.
+    abandoned: AtomicUsize,
     gauges: Gauges,
 }
 
@@ -89,12 +101,12 @@ impl Pool {
     /// At most `max` connections are lent, and `extra` more may be waiting for an answer.
     pub(super) fn new(
         database: Database,
-        application: &'static str,
+        application: Cow<'static, str>,
         max: u32,
         extra: u32,
         by_index: bool,
     ) -> Pool {
-        let gauges = Gauges::of(database.service(), application);
+        let gauges = Gauges::of(database.service(), &application);
         Pool(Arc::new(Inner {
             origin: Origin {
                 database,
@@ -105,6 +117,7 @@ impl Pool {
             extra: Arc::new(Semaphore::new(extra as usize)),
             most: (max + extra) as usize,
             idle: Mutex::default(),
+            abandoned: AtomicUsize::new(0),
             gauges,
         }))
     }
@@ -124,7 +137,6 @@ impl Pool {
         let mut lent = self.lend().await?;
         let db = lent.db()?;
         let whole = async {
-            db.start_work().await?;
             let done = work(db).await?;
             db.end_work().await?;
             Ok(done)
@@ -132,7 +144,8 @@ impl Pool {
         let Ok(done) =
             tokio::time::timeout(self.database().config().transaction_bound(), whole).await
         else {
-            // dropped, it is waited for
+            // dropped, it is waited for. Longer than any time-out of the server: those that rest are silent too
+            self.distrust();
             return Err(Error::silent().into());
         };
         lent.give_back(done.is_err()).await;
@@ -160,7 +173,7 @@ impl Pool {
 
     async fn lend(&self) -> Result<Lent, Error> {
         let inner = &self.0;
-        if inner.gauges.abandoned.get() >= inner.most as i64 {
+        if inner.abandoned.load(Ordering::Relaxed) >= inner.most {
             return Err(Error::new(
                 Failure::NotConnected,
                 "every connection waits for an answer of the server",
@@ -220,23 +233,34 @@ impl Pool {
     /// then: a server that does not answer is not given more and more of them.
     fn reap(&self, mut session: Session, place: OwnedSemaphorePermit) {
         let (pool, limit) = (self.clone(), self.database().config().reap_after);
-        let counted = match self.0.extra.clone().try_acquire_owned() {
-            Ok(extra) => extra,
-            Err(_) => place,
+        let abandoned = Abandoned::new(&self.0);
+        // at once, if there is one: a caller may be waiting for the place
+        let (place, extra) = match self.0.extra.clone().try_acquire_owned() {
+            Ok(extra) => (None, Some(extra)),
+            Err(_) => (Some(place), None),
         };
-        let abandoned = Counted::new(&self.0.gauges.abandoned);
         tasks::spawn_if_running(async move {
-            let settled = tokio::time::timeout(limit, session.db.settle()).await;
+            // counts until the end of this task, by an extra permit as soon as there is one
+            let mut counted = pin!(async {
+                let _extra = match extra {
+                    Some(extra) => Ok(extra),
+                    None => pool.0.extra.clone().acquire_owned().await,
+                };
+                drop(place);
+                std::future::pending::<Infallible>().await
+            });
+            let settled = tokio::select! {
+                biased;
+                settled = tokio::time::timeout(limit, session.db.settle()) => settled,
+                never = &mut counted => match never {},
+            };
             match settled {
                 Ok(Ok(true)) => pool.0.put(session),
                 Ok(Ok(false)) => pool.database().note(State::ReadOnly),
                 Ok(Err(error)) => tracing::debug!(error = %error, "abandoned connection ended"),
-                Err(_) => tracing::warn!(
-                    pool = pool.0.origin.application,
-                    "the server has not answered, its connection is given up"
-                ),
+                Err(_) => GIVEN_UP.failed(&pool.0.origin.application),
             }
-            drop((abandoned, counted));
+            drop(abandoned);
         });
     }
 
@@ -306,62 +330,26 @@ impl Drop for Lent {
     }
 }
 
-/// Counts for as long as it lives: a caller who leaves in the middle does not wait any more.
-struct Counted(IntGauge);
-
-impl Counted {
-    fn new(gauge: &IntGauge) -> Counted {
-        gauge.inc();
-        Counted(gauge.clone())
-    }
+/// A connection that nobody uses and whose answer is still to come, for as long as it lives.
+struct Abandoned {
+    pool: Arc<Inner>,
+    _shown: Counted,
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// What an operator sees of a pool.
-struct Gauges {
-    in_use: IntGauge,
-    idle: IntGauge,
-    abandoned: IntGauge,
-    waiting: IntGauge,
-}
-
-impl Gauges {
-    fn of(service: &'static str, application: &str) -> Gauges {
-        let (connections, waiting) = families(service);
-        Gauges {
-            in_use: connections.with_label_values(&[application, "in_use"]),
-            idle: connections.with_label_values(&[application, "idle"]),
-            abandoned: connections.with_label_values(&[application, "abandoned"]),
-            waiting: waiting.with_label_values(&[application]),
+impl Abandoned {
+    fn new(pool: &Arc<Inner>) -> Abandoned {
+        pool.abandoned.fetch_add(1, Ordering::Relaxed);
+        Abandoned {
+            pool: pool.clone(),
+            _shown: Counted::new(&pool.gauges.abandoned),
         }
     }
 }
 
-/// One pair of metrics a service, whatever the number of its pools.
-fn families(service: &'static str) -> (IntGaugeVec, IntGaugeVec) {
-    static KNOWN: LazyLock<Mutex<HashMap<&'static str, (IntGaugeVec, IntGaugeVec)>>> =
-        LazyLock::new(Mutex::default);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let make = || {
-        let connections = Opts::new(
-            format!("{service}_pool_connections"),
-            "Connections to PostgreSQL by what they do.",
-        );
-        let waiting = Opts::new(
-            format!("{service}_pool_waiting"),
-            "Callers that wait for a connection.",
-        );
-        (
-            registered(IntGaugeVec::new(connections, &["pool", "state"])),
-            registered(IntGaugeVec::new(waiting, &["pool"])),
-        )
-    };
-    known.entry(service).or_insert_with(make).clone()
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        self.pool.abandoned.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
