@@ -49,6 +49,8 @@ mod purchase_crashes;
 mod quiet_logs;
 mod recount;
 mod refusals;
+#[cfg(feature = "deployments")]
+mod releases;
 mod replay;
 mod restarts;
 mod roles;
