@@ -160,7 +160,7 @@ async fn frozen_for_longer_than_its_lease() {
     kafka::create_topic(&topic).await;
     let changes = json!({
         "admin": {"allow_unauthenticated": true},
-        "outbox": {"broker_timeout": "500ms", "poll_interval": "50ms"},
+        "outbox": {"broker_timeout": "4s", "poll_interval": "50ms"},
     });
     let config = File::config(&pool, &topic, &changes);
     let stock = File::new("warehouse_id,sku,count\n1,7,1000\n");
