@@ -17,7 +17,12 @@ use tokio::{
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
-use crate::{config::GraylogConfig, grpc::registered, log::Line, tasks};
+use crate::{
+    config::GraylogConfig,
+    grpc::registered,
+    log::{Limiter, Line},
+    tasks,
+};
 
 /// Lines that wait for a connection: some seconds of a busy service, about 5 MB.
 const BUFFER: usize = 10_000;
@@ -32,6 +37,7 @@ pub(crate) struct Gelf {
     host: String,
     frames: mpsc::Sender<Item>,
     lost: IntCounter,
+    limiter: Limiter,
 }
 
 /// What [`flush`](Flush::flush) waits with.
@@ -56,6 +62,7 @@ pub(crate) fn layer(service: &'static str, config: &GraylogConfig) -> (Gelf, Flu
             format!("{service}_counter_log_lines_lost_total"),
             "Log lines that Graylog did not get because the buffer for it was full.",
         )),
+        limiter: Limiter::default(),
     };
     let address = (config.host.clone(), config.port);
     tasks::spawn(send(address, waiting));
@@ -78,6 +85,9 @@ where
 {
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
         let line = Line::of(event, ctx.event_span(event));
+        let Some(line) = line.within(&self.limiter, event.metadata()) else {
+            return;
+        };
         let frame = frame(self.service, &self.host, line);
         if self.frames.try_send(Item::Frame(frame)).is_err() {
             self.lost.inc();

@@ -1,7 +1,10 @@
 //! A line of the log: what happened, at which level, in which trace. The same line goes to stdout as JSON and, where it is
 //! configured, to Graylog (`gelf`), so that both can be searched for the same words.
 
-use std::{fmt, io::Write as _};
+mod limit;
+mod writer;
+
+use std::fmt;
 
 use opentelemetry::{Value as Attribute, trace::TraceContextExt as _};
 use serde_json::{Map, Value};
@@ -18,6 +21,11 @@ use tracing_subscriber::{
     filter::Targets,
     layer::{Context, Filter},
     registry::{LookupSpan, SpanRef},
+};
+
+pub(crate) use self::{
+    limit::Limiter,
+    writer::{STDERR, STDOUT, flush},
 };
 
 /// One line, before it has a form.
@@ -87,6 +95,16 @@ fn ids(data: &OtelData) -> Option<(String, String)> {
 }
 
 impl Line {
+    /// The line, unless there were too many like it; it says how many were left out.
+    pub(crate) fn within(mut self, limiter: &Limiter, metadata: &Metadata<'_>) -> Option<Line> {
+        let error = self.fields.get("error").and_then(Value::as_str);
+        let left_out = limiter.admit(metadata, error.unwrap_or_default())?;
+        if left_out > 0 {
+            self.fields.insert("lines.left_out".into(), left_out.into());
+        }
+        Some(self)
+    }
+
     fn put(&mut self, field: &Field, value: Value) {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
@@ -118,17 +136,18 @@ impl Visit for Line {
 
 /// Lines on stdout, one JSON object each: `ts`, `level`, `message`, `target`, `span`, `trace_id`, `span_id`, the fields. A layer
 /// of our own: tracing-subscriber's writes down the fields of every span, for lines that most of them never have.
-pub(crate) struct JsonLines;
+#[derive(Default)]
+pub(crate) struct JsonLines(Limiter);
 
 impl<S> Layer<S> for JsonLines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn on_event(&self, event: &Event<'_>, ctx: Context<'_, S>) {
-        let mut text = object(Line::of(event, ctx.event_span(event))).to_string();
-        text.push('\n');
-        // whoever does not read our output any more must not stop us
-        std::io::stdout().lock().write_all(text.as_bytes()).ok();
+        let line = Line::of(event, ctx.event_span(event));
+        if let Some(line) = line.within(&self.0, event.metadata()) {
+            STDOUT.write(line.level, object(line).to_string());
+        }
     }
 }
 

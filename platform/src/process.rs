@@ -8,10 +8,12 @@ use tokio::{
     io::AsyncReadExt as _,
     signal::unix::{SignalKind, signal},
 };
+use tracing::Level;
 
 use crate::{
     command::{EXIT_UNAVAILABLE, Unavailable},
     error::StartError,
+    log,
 };
 
 /// Of every process that links this crate: a call makes and frees hundreds of small things, on every thread.
@@ -56,10 +58,17 @@ pub fn main<F: Future<Output = anyhow::Result<ExitCode>>>(
     let ended = runtime.block_on(command());
     // a blocking read of stdin never ends by itself
     runtime.shutdown_timeout(Duration::from_millis(100));
+    let code = exit_code(service, ended);
+    log::flush();
+    code
+}
+
+/// Says on stderr why it failed.
+fn exit_code(service: &str, ended: anyhow::Result<ExitCode>) -> ExitCode {
     match ended {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{service}: {error:#}");
+            log::STDERR.write(Level::ERROR, format!("{service}: {error:#}"));
             if error.downcast_ref::<StartError>().is_some() {
                 ExitCode::from(EXIT_CONFIG)
             } else if error.downcast_ref::<Unavailable>().is_some() {
@@ -77,7 +86,7 @@ pub fn announce(service: &str, grpc: SocketAddr, http: SocketAddr, admin: Option
     if let Some(admin) = admin {
         line["admin"] = admin.to_string().into();
     }
-    println!("{line}");
+    log::STDOUT.write(Level::ERROR, line.to_string());
 }
 
 /// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin; a second signal then exits at once.
@@ -95,7 +104,11 @@ pub fn shutdown_signal(stop_on_stdin_close: bool) -> std::io::Result<impl Future
         }
         crate::tasks::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-            eprintln!("stopped at once by a second signal");
+            log::STDERR.write(
+                Level::ERROR,
+                "stopped at once by a second signal".to_owned(),
+            );
+            log::flush();
             std::process::exit(130);
         });
     })

@@ -26,7 +26,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use tracing::{Span, level_filters::LevelFilter};
+use tracing::{Level, Span, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
     Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
@@ -37,7 +37,7 @@ use crate::{
     error::StartError,
     gelf,
     grpc::registered,
-    log::{JsonLines, Wanted},
+    log::{JsonLines, STDERR, STDOUT, Wanted},
     state_log::StateLog,
 };
 
@@ -70,12 +70,13 @@ pub fn init(
     jaeger: &JaegerConfig,
     graylog: &GraylogConfig,
 ) -> Result<Telemetry, StartError> {
-    let wanted = log.level.parse::<Targets>().map(Wanted).map_err(|error| {
+    let wanted = log.level.parse::<Targets>().map_err(|error| {
         StartError::new(
             format!("log.level = {:?}: {error}", log.level),
             "write error, warn, info or debug",
         )
     })?;
+    let wanted = Wanted(without_noise(wanted));
     if !(0.0..=1.0).contains(&jaeger.sample_ratio) {
         return Err(StartError::new(
             format!("jaeger.sample_ratio = {}", jaeger.sample_ratio),
@@ -97,7 +98,7 @@ pub fn init(
         // two clock readings at each poll of each span, for attributes that nobody looks at
         .with_tracked_inactivity(false)
         .with_filter(LevelFilter::INFO);
-    let lines = JsonLines.with_filter(wanted.clone());
+    let lines = JsonLines::default().with_filter(wanted.clone());
     let (gelf, flush) = (!graylog.host.is_empty())
         .then(|| gelf::layer(service, graylog))
         .unzip();
@@ -107,6 +108,7 @@ pub fn init(
         .with(gelf.map(|layer| layer.with_filter(wanted)))
         .try_init();
     if installed.is_ok() {
+        STDOUT.count_lost(service);
         let panics = registered(IntCounter::new(
             format!("{service}_counter_panics_total"),
             "Panics: of handlers, which then answer INTERNAL, and of anything else.",
@@ -153,9 +155,19 @@ fn provider(service: &'static str, jaeger: &JaegerConfig) -> TracerProvider {
     builder.build()
 }
 
+/// h2 warns of each odd frame that a peer sends: millions of lines in seconds, which say nothing of the service.
+fn without_noise(wanted: Targets) -> Targets {
+    if wanted.iter().any(|(target, _)| target.starts_with("h2")) {
+        return wanted;
+    }
+    wanted.with_target("h2", LevelFilter::ERROR)
+}
+
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string);
-    tracing::error!(panic.message = %panic_text(panic.payload()), panic.location = %location.unwrap_or_default(), "panicked");
+    let (text, location) = (panic_text(panic.payload()), location.unwrap_or_default());
+    tracing::error!(panic.message = %text, panic.location = %location, "panicked");
+    STDERR.write(Level::ERROR, format!("panicked at {location}: {text}"));
 }
 
 /// The text of a panic's payload.

@@ -14,6 +14,7 @@ mod proxy;
 mod roles;
 mod test_app;
 mod traders;
+mod unread;
 
 mod purchase;
 
