@@ -25,8 +25,9 @@ use tracing::{Instrument as _, Span, field::Empty};
 use crate::{
     certificates::{Files, PemFile},
     connect::{ClientTls, Connect},
+    deadline::timeout_of,
     error::{Code, Fault, StartError, go_name},
-    grpc::{Deadline, code_of, record_code, registered, timeout_of},
+    grpc::{Deadline, code_of, record_code, registered},
     tasks::Tasks,
     telemetry,
 };

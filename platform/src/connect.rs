@@ -19,7 +19,7 @@ use crate::{
     client::Neighbour,
     error::StartError,
     tasks::Tasks,
-    tls::Connection,
+    transport::Transport,
 };
 
 const ALPN: &[u8] = b"h2";
@@ -57,14 +57,14 @@ impl ClientTls {
         self.watched.watch("upstream certificates", every, tasks);
     }
 
-    async fn connect(self, stream: TcpStream) -> Result<Connection, BoxError> {
+    async fn connect(self, stream: TcpStream) -> Result<Transport, BoxError> {
         let connector = TlsConnector::from(self.watched.current());
         let stream = connector.connect(self.name, stream).await?;
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
             return Err("the other side does not speak HTTP/2 over TLS".into());
         }
-        Ok(Connection::Tls(Box::new(stream.into())))
+        Ok(Transport::Tls(Box::new(stream.into())))
     }
 }
 
@@ -113,9 +113,9 @@ impl Connect {
 }
 
 impl Service<Uri> for Connect {
-    type Response = TokioIo<Connection>;
+    type Response = TokioIo<Transport>;
     type Error = BoxError;
-    type Future = BoxFuture<'static, Result<TokioIo<Connection>, BoxError>>;
+    type Future = BoxFuture<'static, Result<TokioIo<Transport>, BoxError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.tcp.poll_ready(cx).map_err(BoxError::from)
@@ -139,7 +139,7 @@ impl Service<Uri> for Connect {
             }
             let stream = connected?.into_inner();
             let Some(tls) = tls else {
-                return Ok(TokioIo::new(Connection::Plain(stream)));
+                return Ok(TokioIo::new(Transport::Plain(stream)));
             };
             let connected = tokio::time::timeout(handshake_timeout, tls.connect(stream)).await;
             Ok(TokioIo::new(connected??))

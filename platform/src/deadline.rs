@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::time::Instant;
 
 /// Until when a call's answer is of use. Handlers pass it on, so that nobody works for a caller who has gone.
@@ -19,6 +20,10 @@ impl Deadline {
             .unwrap_or_else(|| Deadline::after(Duration::from_secs(5)))
     }
 
+    pub(crate) fn at(instant: Instant) -> Deadline {
+        Deadline(instant)
+    }
+
     pub fn after(duration: Duration) -> Deadline {
         Deadline(Instant::now() + duration)
     }
@@ -33,5 +38,46 @@ impl Deadline {
 
     pub fn passed(&self) -> bool {
         self.remaining().is_zero()
+    }
+}
+
+/// How long the caller waits.
+pub(crate) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    grpc_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
+}
+
+/// A `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_as_written() {
+        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc_timeout("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(
+            grpc_timeout("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
+        for bad in ["", "S", "123456789S", "-1S", "1s", "1", "é", "1é"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
     }
 }

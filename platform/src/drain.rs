@@ -5,14 +5,14 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::tls::Connection;
+use crate::transport::Connection;
 
 /// A body that holds something until it has ended, or its reader has gone.
 pub(crate) struct Held<B, T> {
@@ -43,65 +43,6 @@ impl<B: Body + Unpin, T: Unpin> Body for Held<B, T> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// As much as one frame of HTTP/2 carries.
-const PIECE: usize = 16 * 1024;
-
-/// The body of a gRPC answer, a long message of it in pieces. hyper hands a piece over when its stream may send a byte at
-/// least; it would hand over a whole message likewise, and end the body while its reader has room for little of it.
-pub(crate) struct Pieces<B> {
-    body: B,
-    rest: Bytes,
-}
-
-impl<B> Pieces<B> {
-    pub(crate) fn of(body: B) -> Pieces<B> {
-        Pieces {
-            body,
-            rest: Bytes::new(),
-        }
-    }
-
-    /// The last byte goes by itself: there is room for it only when there is room for all that precedes it.
-    fn piece(&mut self) -> Bytes {
-        let length = match self.rest.len() {
-            0 | 1 => self.rest.len(),
-            rest => PIECE.min(rest - 1),
-        };
-        self.rest.split_to(length)
-    }
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for Pieces<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        if !self.rest.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(self.piece()))));
-        }
-        let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-            Some(Ok(frame)) => frame,
-            ended => return Poll::Ready(ended),
-        };
-        let frame = match frame.into_data() {
-            Ok(data) if data.len() > PIECE => {
-                self.rest = data;
-                Frame::data(self.piece())
-            }
-            Ok(data) => Frame::data(data),
-            Err(trailers) => trailers,
-        };
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
     }
 }
 
@@ -197,10 +138,10 @@ mod tests {
     use std::convert::Infallible;
 
     use http::{Request, Response};
-    use http_body_util::{BodyExt as _, Full};
+    use http_body_util::Full;
+    use hyper::body::Bytes;
     use tower::Service as _;
 
-    use super::*;
     use crate::{config::Limits, grpc::Guard, roles::Policy};
 
     #[tokio::test]
@@ -211,30 +152,14 @@ mod tests {
             std::future::ready(Ok::<_, Infallible>(Response::new(body)))
         }));
         let answer = service
-            .call(Request::new(tonic::body::Body::empty()))
+            .call(Request::new(tonic::body::Body::new(Full::new(
+                Bytes::from_static(&[0; 5]),
+            ))))
             .await
             .unwrap();
         let mut idle = Box::pin(guard.idle());
         assert!(futures::poll!(&mut idle).is_pending());
         drop(answer);
         idle.await;
-    }
-
-    async fn lengths(message: usize) -> Vec<usize> {
-        let mut body = Pieces::of(Full::new(Bytes::from(vec![7_u8; message])));
-        let mut lengths = Vec::new();
-        while let Some(frame) = body.frame().await {
-            lengths.push(frame.unwrap().into_data().unwrap().len());
-        }
-        assert!(body.is_end_stream());
-        lengths
-    }
-
-    #[tokio::test]
-    async fn a_long_message_ends_with_a_byte_of_its_own() {
-        assert_eq!(lengths(100).await, [100]);
-        assert_eq!(lengths(PIECE).await, [PIECE]);
-        assert_eq!(lengths(PIECE + 1).await, [PIECE, 1]);
-        assert_eq!(lengths(2 * PIECE + 9).await, [PIECE, PIECE, 8, 1]);
     }
 }

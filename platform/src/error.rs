@@ -55,6 +55,8 @@ pub enum Code {
     ResourceExhausted,
     Unavailable,
     DeadlineExceeded,
+    /// The caller has gone.
+    Cancelled,
     Internal,
 }
 
@@ -72,6 +74,7 @@ impl Code {
             Code::ResourceExhausted => tonic::Code::ResourceExhausted,
             Code::Unavailable => tonic::Code::Unavailable,
             Code::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+            Code::Cancelled => tonic::Code::Cancelled,
             Code::Internal => tonic::Code::Internal,
         }
     }

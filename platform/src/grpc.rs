@@ -1,33 +1,36 @@
-//! The door: what every call goes through, whether it came over gRPC or HTTP. One span and trace id, a deadline, a limit
-//! of calls in progress, panics caught, one histogram.
+//! What every call goes through, whether it came over gRPC or HTTP: who may call, bounds of what is taken on, one span and trace
+//! id, a deadline, panics caught, one histogram.
+
+mod message;
+mod metrics;
 
 use std::{
-    any::Any,
-    collections::HashMap,
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use prometheus::{CounterVec, HistogramOpts, HistogramVec, Opts};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use tokio::time::Instant;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
+use self::metrics::Metrics;
+pub use self::metrics::{registered, seconds_buckets};
 pub use crate::deadline::Deadline;
 use crate::{
+    admission::{Admission, Bound, Part, Share},
     config::Limits,
-    drain::{Held, Pieces},
+    deadline::timeout_of,
     error::{Code, Fault, go_name},
+    line::Answer,
     peer::Peer,
     roles::Policy,
     telemetry,
@@ -36,15 +39,16 @@ use crate::{
 /// The trace id of every answer.
 pub const TRACE_ID: &str = "x-trace-id";
 
-/// What every call of a service goes through; clones share the limit.
+/// What every call of a service goes through; clones share the bounds.
 #[derive(Clone)]
 pub struct Guard(Arc<Shared>);
 
 struct Shared {
-    in_flight: Arc<Semaphore>,
+    admission: Admission,
     /// Holds a token for each answer, until its last byte.
     answers: TaskTracker,
     request_timeout: Duration,
+    message_bytes: usize,
     policy: Policy,
     metrics: Metrics,
 }
@@ -52,9 +56,10 @@ struct Shared {
 impl Guard {
     pub fn new(service: &'static str, limits: &Limits, policy: Policy) -> Guard {
         Guard(Arc::new(Shared {
-            in_flight: Arc::new(Semaphore::new(limits.in_flight)),
+            admission: Admission::new(limits),
             answers: TaskTracker::new(),
             request_timeout: limits.request_timeout,
+            message_bytes: limits.body_bytes,
             policy,
             metrics: Metrics::of(service),
         }))
@@ -65,23 +70,24 @@ impl Guard {
         self.0.policy.needs_certificate()
     }
 
-    /// Takes a place for a call whose message is yet to be read; it goes to the call as an extension of the request.
-    pub(crate) fn admission(&self) -> Admission {
-        let permit = self.0.in_flight.clone().try_acquire_owned();
-        Admission(permit.ok().map(Arc::new))
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.0.admission
     }
 
-    /// Lets a call in: its caller may make it, and there is a place.
-    fn admit(&self, request: &mut Request<Body>) -> Result<Arc<OwnedSemaphorePermit>, Fault> {
+    /// Whether a call may be read at all: its caller may make it, over a connection that is not one too many.
+    fn admit(&self, request: &mut Request<Body>) -> Result<(), Fault> {
+        if let Some(Refused(fault)) = request.extensions_mut().remove() {
+            return Err(fault);
+        }
         let peer = request.extensions().get::<Peer>();
+        if peer.and_then(Peer::line).is_some_and(|line| line.is_over()) {
+            return Err(Bound::Connections.into());
+        }
         let caller = self.0.policy.admit(request.uri().path(), peer)?;
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        let admission = request.extensions_mut().remove::<Admission>();
-        let Admission(permit) = admission.unwrap_or_else(|| self.admission());
-        let full = "too many calls in progress, try again later";
-        permit.ok_or_else(|| Fault::new(Code::ResourceExhausted, full))
+        Ok(())
     }
 
     /// Taken when a call begins, dropped when its answer has been sent.
@@ -104,15 +110,13 @@ impl Guard {
     }
 }
 
-/// A place among the calls in progress, or that none was free. Who comes with one takes no other.
+/// That a call is refused before it is read; it comes with the request, so that it is counted by its method.
 #[derive(Clone)]
-pub(crate) struct Admission(Option<Arc<OwnedSemaphorePermit>>);
+pub(crate) struct Refused(pub(crate) Fault);
 
-impl Admission {
-    pub(crate) fn is_granted(&self) -> bool {
-        self.0.is_some()
-    }
-}
+/// That a call's bytes have their room already: it came over HTTP, and is made again in process.
+#[derive(Clone)]
+pub(crate) struct Roomy;
 
 /// A tonic service behind a [`Guard`].
 #[derive(Clone)]
@@ -144,18 +148,14 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let shared = self.guard.0.clone();
         // before there is a span: turning calls away must cost next to nothing, or it would be an overload of its own
-        let permit = match self.guard.admit(&mut request) {
-            Ok(permit) => permit,
-            Err(fault) => {
-                let refused = shared.turn_away(request.uri().path(), fault);
-                return Box::pin(std::future::ready(Ok(refused)));
-            }
-        };
+        if let Err(fault) = self.guard.admit(&mut request) {
+            let refused = shared.turn_away(request.uri().path(), fault);
+            return Box::pin(std::future::ready(Ok(refused)));
+        }
         // the one that was polled ready goes with the call
         let ready = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, ready);
-        let span = span_of(&request);
-        Box::pin(admit(shared, permit, inner, request).instrument(span))
+        Box::pin(answer(shared, inner, request).map(Ok))
     }
 }
 
@@ -173,24 +173,155 @@ fn span_of(request: &Request<Body>) -> Span {
     span
 }
 
-async fn admit<S>(
-    shared: Arc<Shared>,
-    permit: Arc<OwnedSemaphorePermit>,
-    inner: S,
-    request: Request<Body>,
-) -> Result<Response<Body>, Infallible>
+/// Reads the message, takes a place, does the call, makes room for the answer.
+async fn answer<S>(shared: Arc<Shared>, inner: S, request: Request<Body>) -> Response<Body>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
-    let method = request.uri().path().to_owned();
-    let (started, trace_id) = (Instant::now(), telemetry::trace_id());
-    let answer = shared.answers.token();
-    let response = bounded(&shared, inner, request).await;
-    // a reader who takes his time holds up a stop, and nobody's call
-    drop(permit);
-    record_code(&Span::current(), code_of(response.headers()));
-    let response = shared.finish(&method, started, &trace_id, response);
-    Ok(response.map(|body| Body::new(Held::new(Pieces::of(body), answer))))
+    let started = Instant::now();
+    let token = shared.answers.token();
+    let counted = Unanswered {
+        shared: &shared,
+        method: request.uri().path().to_owned(),
+        started,
+        answered: false,
+    };
+    let peer = request.extensions().get::<Peer>().cloned();
+    let line = peer.as_ref().and_then(Peer::line);
+    let share = line.map_or_else(Arc::default, |line| line.share().clone());
+    let bytes_of = match request.extensions().get::<Roomy>() {
+        Some(Roomy) => Arc::default(),
+        None => share.clone(),
+    };
+    let allowed = timeout_of(request.headers())
+        .unwrap_or(shared.request_timeout)
+        .min(shared.request_timeout);
+    // tonic's own timer, started before ours, answers CANCELLED: ours must be the first
+    let by = started + allowed.saturating_sub(Duration::from_millis(5).min(allowed / 10));
+
+    let (head, body) = request.into_parts();
+    let read = message::read(body, shared.message_bytes, &shared.admission, &bytes_of);
+    let read = tokio::time::timeout_at(by, read).await;
+    let read = read.unwrap_or_else(|_| Err(late()));
+    let place = read.and_then(|message| {
+        let place = shared.admission.place(&share)?;
+        Ok((message, place))
+    });
+    let (message, place) = match place {
+        Ok(read) => read,
+        Err(fault) => return counted.turn_away(fault),
+    };
+    let mut request = Request::from_parts(head, Body::new(Full::new(message.data)));
+    request.extensions_mut().insert(Deadline::at(by));
+    let span = span_of(&request);
+    let trace_id = span.in_scope(telemetry::trace_id);
+    let made = bounded(&shared, &bytes_of, by, inner, request);
+    let made = made.instrument(span.clone()).await;
+    drop((place, message.held));
+    let (head, made) = made;
+    record_code(&span, code_of(&head.headers));
+    let response = match made {
+        Some(Made {
+            data,
+            trailers,
+            held,
+        }) => {
+            let answer = Answer::new(data, trailers, held, token, line.map(AsRef::as_ref));
+            Response::from_parts(head, Body::new(answer))
+        }
+        None => Response::from_parts(head, Body::empty()),
+    };
+    counted.finish(&trace_id, response)
+}
+
+/// An answer's message, and the room that it takes.
+struct Made {
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+    held: Part,
+}
+
+/// Does the call within its time, and has its whole answer.
+async fn bounded<S>(
+    shared: &Shared,
+    share: &Arc<Share>,
+    by: Instant,
+    mut inner: S,
+    request: Request<Body>,
+) -> (http::response::Parts, Option<Made>)
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    let called = async {
+        let response = match inner.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let (head, body) = response.into_parts();
+        (head, body.collect().await)
+    };
+    let called = AssertUnwindSafe(called).catch_unwind();
+    let refused = |fault: Fault| (Status::from(fault).into_http::<()>().into_parts().0, None);
+    match tokio::time::timeout_at(by, called).await {
+        Ok(Ok((head, Ok(collected)))) => {
+            if let Some(fault) = message::unreadable(&head.headers) {
+                return refused(fault);
+            }
+            let trailers = collected.trailers().cloned();
+            let data = collected.to_bytes();
+            match shared.admission.bytes(share, data.len()) {
+                Ok(held) => (
+                    head,
+                    Some(Made {
+                        data,
+                        trailers,
+                        held,
+                    }),
+                ),
+                Err(bound) => refused(bound.into()),
+            }
+        }
+        // an answer of ours is made whole, or is none
+        Ok(Ok((_, Err(_)))) => refused(Fault::new(Code::Internal, "internal error")),
+        // logged and counted by the hook of the process
+        Ok(Err(_panic)) => refused(Fault::new(Code::Internal, "internal error")),
+        Err(_) => refused(late()),
+    }
+}
+
+fn late() -> Fault {
+    let message = "the deadline passed before there was an answer";
+    Fault::new(Code::DeadlineExceeded, message)
+}
+
+/// Counts a call whose caller leaves before there is an answer.
+struct Unanswered<'a> {
+    shared: &'a Shared,
+    method: String,
+    started: Instant,
+    answered: bool,
+}
+
+impl Unanswered<'_> {
+    fn turn_away(mut self, fault: Fault) -> Response<Body> {
+        self.answered = true;
+        self.shared.turn_away(&self.method, fault)
+    }
+
+    fn finish(mut self, trace_id: &str, response: Response<Body>) -> Response<Body> {
+        self.answered = true;
+        self.shared
+            .finish(&self.method, self.started, trace_id, response)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.shared
+                .count(&self.method, tonic::Code::Cancelled, self.started);
+        }
+    }
 }
 
 impl Shared {
@@ -211,7 +342,12 @@ impl Shared {
         if let Ok(value) = HeaderValue::from_str(trace_id) {
             response.headers_mut().insert(TRACE_ID, value);
         }
-        let (code, elapsed) = (code_of(response.headers()), started.elapsed());
+        self.count(method, code_of(response.headers()), started);
+        response
+    }
+
+    fn count(&self, method: &str, code: tonic::Code, started: Instant) {
+        let elapsed = started.elapsed();
         self.metrics.requests.with_label_values(&["router"]).inc();
         let label = self.policy.label(method);
         self.metrics
@@ -219,35 +355,7 @@ impl Shared {
             .with_label_values(&[go_name(code), label])
             .observe(elapsed.as_secs_f64());
         tracing::debug!(rpc.method = %method, rpc.code = go_name(code), elapsed_ms = elapsed.as_millis() as u64, "call answered");
-        response
     }
-}
-
-async fn bounded<S>(shared: &Shared, mut inner: S, mut request: Request<Body>) -> Response<Body>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-{
-    let allowed = timeout_of(request.headers())
-        .unwrap_or(shared.request_timeout)
-        .min(shared.request_timeout);
-    // tonic's own timer, started before ours, answers CANCELLED: ours must be the first
-    let ours = allowed.saturating_sub(Duration::from_millis(5).min(allowed / 10));
-    request.extensions_mut().insert(Deadline::after(ours));
-    let answer = AssertUnwindSafe(inner.call(request)).catch_unwind();
-    match tokio::time::timeout(ours, answer).await {
-        Ok(Ok(Ok(response))) => response,
-        Ok(Ok(Err(never))) => match never {},
-        // logged and counted by the hook of the process
-        Ok(Err(_panic)) => refuse(Code::Internal, "internal error"),
-        Err(_) => refuse(
-            Code::DeadlineExceeded,
-            "the deadline passed before there was an answer",
-        ),
-    }
-}
-
-fn refuse(code: Code, message: &str) -> Response<Body> {
-    Status::from(Fault::new(code, message)).into_http()
 }
 
 /// Notes how a call ended; what somebody should look at is an error to whoever reads the trace.
@@ -270,103 +378,4 @@ pub(crate) fn code_of(headers: &HeaderMap) -> tonic::Code {
     headers.get("grpc-status").map_or(tonic::Code::Ok, |value| {
         tonic::Code::from_bytes(value.as_bytes())
     })
-}
-
-/// How long the caller waits.
-pub(crate) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
-    grpc_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
-}
-
-/// A `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
-fn grpc_timeout(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(amount * 3600)),
-        "M" => Some(Duration::from_secs(amount * 60)),
-        "S" => Some(Duration::from_secs(amount)),
-        "m" => Some(Duration::from_millis(amount)),
-        "u" => Some(Duration::from_micros(amount)),
-        "n" => Some(Duration::from_nanos(amount)),
-        _ => None,
-    }
-}
-
-#[derive(Clone)]
-struct Metrics {
-    response_time: HistogramVec,
-    requests: CounterVec,
-}
-
-impl Metrics {
-    /// Registered once per service name: tests run several services, several times, in one process.
-    fn of(service: &'static str) -> Metrics {
-        static KNOWN: LazyLock<Mutex<HashMap<&'static str, Metrics>>> =
-            LazyLock::new(Mutex::default);
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .entry(service)
-            .or_insert_with(|| Metrics::new(service))
-            .clone()
-    }
-
-    fn new(service: &'static str) -> Metrics {
-        let response_time = HistogramOpts::new(
-            format!("{service}_histogram_response_time_seconds"),
-            "Time to answer a call, by code and full method.",
-        )
-        .buckets(seconds_buckets());
-        let requests = Opts::new(
-            format!("{service}_counter_requests_total"),
-            "Calls that came in.",
-        );
-        Metrics {
-            response_time: registered(HistogramVec::new(response_time, &["status", "method"])),
-            requests: registered(CounterVec::new(requests, &["type"])),
-        }
-    }
-}
-
-/// 1 ms to 10 s, the range of a call.
-pub fn seconds_buckets() -> Vec<f64> {
-    vec![
-        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    ]
-}
-
-/// Registers a metric at start.
-///
-/// # Panics
-/// On a name that is taken or malformed: a mistake in the program, seen by its first test.
-#[expect(
-    clippy::expect_used,
-    reason = "a malformed metric is a mistake in the program, not in its input"
-)]
-pub fn registered<M: prometheus::core::Collector + Clone + Any>(
-    metric: prometheus::Result<M>,
-) -> M {
-    let metric = metric.expect("a well-formed metric");
-    prometheus::register(Box::new(metric.clone())).expect("a metric name of its own");
-    metric
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn grpc_timeouts_are_read_as_written() {
-        assert_eq!(grpc_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(grpc_timeout("3S"), Some(Duration::from_secs(3)));
-        assert_eq!(
-            grpc_timeout("99999999H"),
-            Some(Duration::from_secs(99_999_999 * 3600))
-        );
-        for bad in ["", "S", "123456789S", "-1S", "1s", "1", "é", "1é"] {
-            assert_eq!(grpc_timeout(bad), None, "{bad}");
-        }
-    }
 }

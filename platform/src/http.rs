@@ -21,11 +21,12 @@ use tonic::Status;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
+    admission::{Part, Share},
     config::Limits,
     docs,
     drain::{Answering, Held, Unsent},
-    error,
-    grpc::{Guard, TRACE_ID},
+    error::{self, Fault},
+    grpc::{Guard, Refused, Roomy, TRACE_ID},
     json::message,
     peer::Peer,
     readiness::Health,
@@ -66,20 +67,27 @@ where
 {
     let (head, body) = request.into_parts();
     let peer = head.extensions.get::<Peer>().cloned().unwrap_or_default();
-    // a body takes memory while it arrives, so its call is in progress from here on; one that finds no place, or shows no
-    // certificate where one is needed, is turned away by the guard, which knows its method, and its body is not read
-    let admission = door.guard.admission();
-    let is_let_in = peer.is_verified() || !door.guard.needs_certificate();
-    let is_read = is_let_in && admission.is_granted();
-    let unread = !is_read && !is_small(&body);
-    let message = if is_read {
-        door.message(body).await?
+    let share = peer
+        .line()
+        .map_or_else(Arc::default, |line| line.share().clone());
+    // one for whose body there is no room, or that shows no certificate where one is needed, is turned away by the guard,
+    // which knows its method, and its body is not read
+    let room = if peer.is_verified() || !door.guard.needs_certificate() {
+        door.room(&body, &share)
     } else {
-        Req::default()
+        Err(roles::certificate_required())
     };
-    let mut outgoing = tonic::Request::new(message);
-    outgoing.extensions_mut().insert(admission);
+    let unread = room.is_err() && !is_small(&body);
+    let mut outgoing = match &room {
+        Ok(_) => tonic::Request::new(door.message(body).await?),
+        Err(fault) => {
+            let mut unread = tonic::Request::new(Req::default());
+            unread.extensions_mut().insert(Refused(fault.clone()));
+            unread
+        }
+    };
     outgoing.extensions_mut().insert(peer);
+    outgoing.extensions_mut().insert(Roomy);
     if let Some(parent) = telemetry::traceparent().and_then(|text| text.parse().ok()) {
         outgoing.metadata_mut().insert("traceparent", parent);
     }
@@ -119,6 +127,17 @@ struct Door {
 }
 
 impl Door {
+    /// Room for a body: what it says it has, or as much as one may have.
+    fn room(&self, body: &Body, share: &Arc<Share>) -> Result<Part, Fault> {
+        let exact = body.size_hint().exact();
+        let exact = exact.and_then(|bytes| usize::try_from(bytes).ok());
+        let bytes = exact.unwrap_or(self.body_bytes).min(self.body_bytes);
+        self.guard
+            .admission()
+            .bytes(share, bytes)
+            .map_err(Fault::from)
+    }
+
     async fn message<Req: DeserializeOwned>(&self, body: Body) -> Result<Req, Response> {
         let body = tokio::time::timeout(self.body_time, read(body, self.body_bytes)).await;
         let body = match body {
@@ -324,19 +343,6 @@ pub(crate) async fn stamp_trace_id(request: Request, next: Next) -> Response {
     response
 }
 
-/// Refuses gRPC calls without a certificate, but for those under `guarded`: health and reflection are for any caller with one.
-pub(crate) async fn needs_certificate(
-    State(guarded): State<String>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let peer = request.extensions().get::<Peer>();
-    if peer.is_some_and(Peer::is_verified) || request.uri().path().starts_with(&guarded) {
-        return next.run(request).await;
-    }
-    Status::from(roles::certificate_required()).into_http()
-}
-
 fn stamp(headers: &mut HeaderMap, trace_id: &str) {
     if let Ok(value) = HeaderValue::from_str(trace_id) {
         headers.insert(TRACE_ID, value.clone());
@@ -368,7 +374,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let closing = CancellationToken::new();
-        let listener = Listener::new(listener, None);
+        let listener = Listener::unbounded(listener, None);
         let door = listen::serve_http(listener, router, Limits::default(), closing.clone());
         let door = tasks::spawn(door);
 

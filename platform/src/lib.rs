@@ -1,6 +1,7 @@
 //! Plumbing shared by the services, without a business word: how a process starts, listens, calls, stores, sends,
 //! shows what it does and stops. What only one service uses lives in that service.
 
+mod admission;
 mod certificates;
 pub mod client;
 pub mod command;
@@ -15,6 +16,7 @@ pub mod grpc;
 pub mod http;
 mod json;
 pub mod kafka;
+mod line;
 mod listen;
 mod log;
 pub mod migrate;
@@ -25,9 +27,11 @@ pub mod readiness;
 pub mod roles;
 mod sections;
 pub mod server;
+mod standard;
 pub mod state_log;
 pub mod tasks;
 pub mod telemetry;
 #[cfg(test)]
 mod test_authority;
 mod tls;
+mod transport;

@@ -10,6 +10,7 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
+use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -40,7 +41,10 @@ pub(crate) async fn serve_http(
             stream = listener.next() => stream,
         };
         let (peer, unsent) = (stream.peer(), Unsent::default());
-        let socket = Socket::new(stream, unsent.clone());
+        // a reader that takes nothing is left
+        let mut socket = TimeoutWriter::new(Socket::new(stream, unsent.clone()));
+        socket.set_timeout(Some(limits.write_timeout));
+        let socket = Box::pin(socket);
         let service = router
             .clone()
             .map_request(move |mut request: hyper::Request<Incoming>| {
@@ -75,4 +79,29 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .header_read_timeout(limits.idle_timeout)
         .max_buf_size(buffer);
     builder
+}
+
+/// Streams of a connection: a client with more calls waits with them, one that floods opens no more.
+const STREAMS: u32 = 128;
+/// Resets that we are made to send, and streams that were reset before they were accepted: a connection with more ends.
+const LOCAL_RESETS: usize = 1024;
+const PENDING_RESETS: usize = 20;
+/// Bytes that a peer may send before they are read.
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// HTTP/2 with bounds for what one connection may make us hold.
+pub(crate) fn http2(limits: &Limits) -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS))
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .http2_max_header_list_size(limits.header_bytes)
+        .http2_keepalive_interval(Some(limits.idle_timeout))
+        .http2_keepalive_timeout(Some(PING_BOUND))
+        .max_connection_age(limits.connection_age)
+        // streams that watch have no end of their own
+        .max_connection_age_grace(limits.request_timeout)
 }

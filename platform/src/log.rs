@@ -4,7 +4,7 @@
 mod limit;
 mod writer;
 
-use std::fmt;
+use std::{fmt, panic::PanicHookInfo};
 
 use opentelemetry::{Value as Attribute, trace::TraceContextExt as _};
 use serde_json::{Map, Value};
@@ -171,6 +171,23 @@ fn object(line: Line) -> Value {
         object.entry(name).or_insert(value);
     }
     Value::Object(object)
+}
+
+/// A panic, as the hook of the process is told of it.
+pub(crate) fn panicked(panic: &PanicHookInfo<'_>) {
+    let location = panic.location().map(ToString::to_string);
+    let (text, location) = (panic_text(panic.payload()), location.unwrap_or_default());
+    tracing::error!(panic.message = %text, panic.location = %location, "panicked");
+    STDERR.write(Level::ERROR, format!("panicked at {location}: {text}"));
+}
+
+/// The text of a panic's payload.
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
 }
 
 /// Which lines are wanted. Spans always are: whether a line knows its trace must not depend on the level of the log.

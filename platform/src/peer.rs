@@ -5,27 +5,47 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
+use crate::line::Line;
+
 /// Bytes of a name in a log line: an authority may write longer ones than anybody reads.
 const SHOWN: usize = 128;
 
 /// An extension of every request. Without a certificate it has no names and is not verified.
-#[derive(Clone, Debug, Default)]
-pub struct Peer(Option<Arc<[String]>>);
+#[derive(Clone, Default)]
+pub struct Peer {
+    names: Option<Arc<[String]>>,
+    line: Option<Arc<Line>>,
+}
 
 impl Peer {
     /// The peer whose certificate the handshake has verified.
     pub(crate) fn of(certificate: Option<&CertificateDer<'_>>) -> Peer {
-        Peer(certificate.map(|certificate| names(certificate).into()))
+        Peer {
+            names: certificate.map(|certificate| names(certificate).into()),
+            line: None,
+        }
+    }
+
+    /// The same, over a connection of a server.
+    pub(crate) fn over(self, line: Arc<Line>) -> Peer {
+        Peer {
+            line: Some(line),
+            ..self
+        }
     }
 
     /// Whether it has shown a certificate.
     pub fn is_verified(&self) -> bool {
-        self.0.is_some()
+        self.names.is_some()
     }
 
     /// DNS and URI names in the order of the certificate, or its common name when it has no alternative names at all.
     pub(crate) fn names(&self) -> &[String] {
-        self.0.as_deref().unwrap_or_default()
+        self.names.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn line(&self) -> Option<&Arc<Line>> {
+        self.line.as_ref()
     }
 }
 

@@ -202,8 +202,12 @@ pub struct Limits {
     /// The longest that a call may take, whatever its caller allows.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
-    /// Calls in progress, those whose HTTP body is still arriving among them; one more is RESOURCE_EXHAUSTED at once.
+    /// Calls that are worked on, from their whole message to the answer made; one more is RESOURCE_EXHAUSTED at once.
     pub in_flight: usize,
+    /// Bytes of requests that arrive and of answers that leave, all together; more is RESOURCE_EXHAUSTED at once.
+    pub memory: usize,
+    /// Connections over both ports; of more, some are told so and the rest are closed.
+    pub connections: usize,
     /// Bytes of an HTTP body or a gRPC message.
     pub body_bytes: usize,
     /// Bytes of the headers of one call.
@@ -212,6 +216,12 @@ pub struct Limits {
     /// HTTP/2 one is asked whether somebody is there.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    /// An answer of which its reader takes nothing for so long is thrown away.
+    #[serde(with = "humantime_serde")]
+    pub write_timeout: Duration,
+    /// A gRPC connection is ended after this time, so that callers look for new replicas; its calls may finish.
+    #[serde(with = "humantime_serde")]
+    pub connection_age: Duration,
 }
 
 impl Default for Limits {
@@ -219,9 +229,13 @@ impl Default for Limits {
         Limits {
             request_timeout: Duration::from_secs(5),
             in_flight: 512,
+            memory: 64 * 1024 * 1024,
+            connections: 2_000,
             body_bytes: 4 * 1024 * 1024,
             header_bytes: 16 * 1024,
             idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(10),
+            connection_age: Duration::from_secs(60 * 60),
         }
     }
 }

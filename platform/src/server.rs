@@ -3,12 +3,12 @@
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware};
+use axum::Router;
 use futures::future::OptionFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic_health::{ServingStatus, pb::health_server::HealthServer};
+use tonic_health::ServingStatus;
 
 use crate::{
     certificates::Watched,
@@ -18,6 +18,7 @@ use crate::{
     http, listen,
     readiness::{self, Health, Readiness},
     roles::{Roles, need_certificate},
+    standard::Standard,
     tasks::Tasks,
     telemetry::FLUSH_BOUND,
     tls::{Acceptor, Listener, Protocol, ServerTls},
@@ -113,8 +114,8 @@ impl Server {
             tls.watch("certificates", self.reload_every, &tasks);
         }
 
-        let routes = with_standard_services(doors.grpc, name, doors.descriptors, health_service)?;
-        let routes = with_callers(routes, name, &guard);
+        let standard = Standard::new(name, &guard, &self.limits);
+        let routes = standard.add_to(doors.grpc, doors.descriptors, health_service)?;
         // the last of it is for the traces, after everything that makes some
         let grace = self.shutdown_grace.saturating_sub(FLUSH_BOUND);
         let standard = http::standard_routes(doors.openapi, health.clone());
@@ -124,7 +125,7 @@ impl Server {
         };
         let router = |routes| http::router(routes, guard.clone(), &self.limits);
         let (http, admin) = (router(http), router(admin));
-        let doors = self.serve(routes, http, admin, closing.clone());
+        let doors = self.serve(&guard, routes, http, admin, closing.clone());
 
         let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);
         let failed = tokio::select! {
@@ -162,6 +163,7 @@ impl Server {
 
     fn serve(
         self,
+        guard: &Guard,
         routes: Routes,
         http: Router,
         admin: Router,
@@ -176,19 +178,18 @@ impl Server {
             })
         };
         let http_tls = acceptor(Protocol::Http).filter(|_| self.http_tls);
-        let listener = Listener::new(self.grpc, acceptor(Protocol::Grpc));
-        let grpc = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(self.limits.idle_timeout))
-            .http2_keepalive_timeout(Some(listen::PING_BOUND))
-            .http2_max_header_list_size(self.limits.header_bytes)
+        let (admission, limits) = (guard.admission().clone(), self.limits);
+        let listen = |socket, tls| Listener::new(socket, tls, &admission, &limits);
+        let listener = listen(self.grpc, acceptor(Protocol::Grpc));
+        let grpc = listen::http2(&limits)
             .add_routes(routes)
             .serve_with_incoming_shutdown(
                 listener.into_stream(),
                 closing.clone().cancelled_owned(),
             );
         let http_door = |socket, tls, router| {
-            let listener = Listener::new(socket, tls);
-            listen::serve_http(listener, router, self.limits.clone(), closing.clone())
+            let listener = listen(socket, tls);
+            listen::serve_http(listener, router, limits.clone(), closing.clone())
         };
         let admin = self.admin.map(|socket| http_door(socket, None, admin));
         let http = http_door(self.http, http_tls, http);
@@ -208,6 +209,8 @@ fn check(common: &Common) -> Result<(), StartError> {
     let durations = [
         ("limits.request_timeout", limits.request_timeout),
         ("limits.idle_timeout", limits.idle_timeout),
+        ("limits.write_timeout", limits.write_timeout),
+        ("limits.connection_age", limits.connection_age),
         ("postgres.acquire_timeout", postgres.acquire_timeout),
         ("postgres.lock_timeout", postgres.lock_timeout),
         ("postgres.statement_timeout", postgres.statement_timeout),
@@ -308,50 +311,4 @@ async fn answered(guard: &Guard) {
     tokio::time::sleep(FLUSH).await;
     guard.idle().await;
     tokio::time::sleep(FLUSH).await;
-}
-
-/// Adds the standard services that every service has: health and reflection.
-fn with_standard_services(
-    routes: Routes,
-    name: &'static str,
-    descriptors: &'static [u8],
-    health: HealthServer<impl tonic_health::pb::health_server::Health>,
-) -> anyhow::Result<Routes> {
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(descriptors)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // so that tools can print the details of an error
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-            // the descriptor set knows its neighbours too; this door serves only these
-            .with_service_name(name)
-            .with_service_name("grpc.health.v1.Health")
-    };
-    // v1alpha is what grpcurl before 1.8.8 and other old tools ask for
-    let routes = routes
-        .add_service(health)
-        .add_service(
-            reflection()
-                .with_service_name("grpc.reflection.v1.ServerReflection")
-                .build_v1()?,
-        )
-        .add_service(
-            reflection()
-                .with_service_name("grpc.reflection.v1alpha.ServerReflection")
-                .build_v1alpha()?,
-        );
-    // these are not behind the guard: a full house must not look like a dead one
-    Ok(routes)
-}
-
-/// Adds what is around everything: trace ids, and where roles are given, that nobody calls without a certificate.
-fn with_callers(routes: Routes, name: &'static str, guard: &Guard) -> Routes {
-    let mut router = routes.into_axum_router();
-    if guard.needs_certificate() {
-        // the guard sees to its own calls, and counts those that it refuses
-        let guarded = format!("/{name}/");
-        let verified = middleware::from_fn_with_state(guarded, http::needs_certificate);
-        router = router.layer(verified);
-    }
-    Routes::from(router.layer(middleware::from_fn(http::stamp_trace_id)))
 }

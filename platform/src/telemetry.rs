@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    panic::PanicHookInfo,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -26,7 +25,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use tracing::{Level, Span, level_filters::LevelFilter};
+use tracing::{Span, level_filters::LevelFilter};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{
     Layer as _, filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
@@ -37,7 +36,7 @@ use crate::{
     error::StartError,
     gelf,
     grpc::registered,
-    log::{JsonLines, STDERR, STDOUT, Wanted},
+    log::{self, JsonLines, STDOUT, Wanted},
     state_log::StateLog,
 };
 
@@ -115,7 +114,7 @@ pub fn init(
         ));
         std::panic::set_hook(Box::new(move |panic| {
             panics.inc();
-            log_panic(panic);
+            log::panicked(panic);
         }));
     }
     Ok(Telemetry {
@@ -161,22 +160,6 @@ fn without_noise(wanted: Targets) -> Targets {
         return wanted;
     }
     wanted.with_target("h2", LevelFilter::ERROR)
-}
-
-fn log_panic(panic: &PanicHookInfo<'_>) {
-    let location = panic.location().map(ToString::to_string);
-    let (text, location) = (panic_text(panic.payload()), location.unwrap_or_default());
-    tracing::error!(panic.message = %text, panic.location = %location, "panicked");
-    STDERR.write(Level::ERROR, format!("panicked at {location}: {text}"));
-}
-
-/// The text of a panic's payload.
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
 }
 
 impl Telemetry {

@@ -1,13 +1,7 @@
 //! Connections of the servers: accepted, and where TLS is on, let in by a handshake of their own. Handshakes run side by side,
 //! and each has a bound, so that a silent client holds nobody up.
 
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use rustls::{
@@ -16,19 +10,20 @@ use rustls::{
     sign::SingleCertAndKey,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
-use tokio_rustls::{TlsAcceptor, TlsStream};
-use tonic::transport::server::{Connected, TcpIncoming};
+use tokio_rustls::TlsAcceptor;
+use tonic::transport::server::TcpIncoming;
 
 use crate::{
+    admission::{Admission, Seat},
     certificates::{Files, Loaded, PemFile, Watched, provider},
-    config::{ClientAuth, TlsConfig},
+    config::{ClientAuth, Limits, TlsConfig},
     error::StartError,
-    peer::Peer,
+    line::Line,
     state_log::StateLog,
+    transport::{Connection, Transport},
 };
 
 /// A peer that is gone without a word is found out by the kernel, whatever state the connection is in.
@@ -121,7 +116,7 @@ pub(crate) struct Acceptor {
 }
 
 impl Acceptor {
-    async fn accept(self, stream: TcpStream) -> io::Result<Connection> {
+    async fn accept(self, stream: TcpStream) -> io::Result<Transport> {
         let tls = self.tls.current();
         let config = match self.protocol {
             Protocol::Grpc => tls.grpc.clone(),
@@ -129,7 +124,7 @@ impl Acceptor {
         };
         let handshake = TlsAcceptor::from(config).accept(stream);
         let stream = tokio::time::timeout(self.bound, handshake).await??;
-        Ok(Connection::Tls(Box::new(stream.into())))
+        Ok(Transport::Tls(Box::new(stream.into())))
     }
 }
 
@@ -137,12 +132,19 @@ impl Acceptor {
 pub(crate) struct Listener {
     sockets: TcpIncoming,
     tls: Option<Acceptor>,
-    handshakes: JoinSet<io::Result<Connection>>,
+    handshakes: JoinSet<io::Result<(Transport, Seat)>>,
+    admission: Admission,
+    limits: Limits,
 }
 
 impl Listener {
     /// In plaintext without `tls`.
-    pub(crate) fn new(listener: TcpListener, tls: Option<Acceptor>) -> Listener {
+    pub(crate) fn new(
+        listener: TcpListener,
+        tls: Option<Acceptor>,
+        admission: &Admission,
+        limits: &Limits,
+    ) -> Listener {
         Listener {
             // answers are small and whole: waiting to fill a packet only delays them
             sockets: TcpIncoming::from(listener)
@@ -150,7 +152,15 @@ impl Listener {
                 .with_keepalive(Some(TCP_KEEPALIVE)),
             tls,
             handshakes: JoinSet::new(),
+            admission: admission.clone(),
+            limits: limits.clone(),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn unbounded(listener: TcpListener, tls: Option<Acceptor>) -> Listener {
+        let limits = Limits::default();
+        Listener::new(listener, tls, &Admission::new(&limits), &limits)
     }
 
     /// The next connection that is let in. Cancel safe.
@@ -159,7 +169,7 @@ impl Listener {
             let accepted = tokio::select! {
                 accepted = self.sockets.next() => accepted,
                 Some(ended) = self.handshakes.join_next() => match ended {
-                    Ok(Ok(connection)) => return connection,
+                    Ok(Ok((transport, seat))) => return self.seated(transport, seat),
                     Ok(Err(error)) => {
                         tracing::debug!(error = %error, "TLS handshake failed");
                         continue;
@@ -170,19 +180,32 @@ impl Listener {
                     }
                 },
             };
-            match (accepted, &self.tls) {
-                (Some(Ok(stream)), None) => return Connection::Plain(stream),
-                (Some(Ok(stream)), Some(tls)) => {
-                    self.handshakes.spawn(tls.clone().accept(stream));
+            match accepted {
+                Some(Ok(stream)) => {
+                    let Some(seat) = self.admission.seat() else {
+                        continue;
+                    };
+                    let Some(tls) = self.tls.clone() else {
+                        return self.seated(Transport::Plain(stream), seat);
+                    };
+                    let handshake = async move { Ok((tls.accept(stream).await?, seat)) };
+                    self.handshakes.spawn(handshake);
                 }
-                (Some(Err(error)), _) => {
+                Some(Err(error)) => {
                     ACCEPTING.failed(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 // a listener has no end
-                (None, _) => std::future::pending().await,
+                None => std::future::pending().await,
             }
         }
+    }
+
+    fn seated(&self, transport: Transport, seat: Seat) -> Connection {
+        let peer = transport.peer();
+        let name = peer.names().first().map(String::as_str);
+        let line = Line::new(&self.admission, seat, name, &self.limits);
+        Connection::new(transport, peer, line)
     }
 
     /// As tonic takes them.
@@ -190,91 +213,6 @@ impl Listener {
         stream::unfold(self, |mut listener| async move {
             Some((Ok(listener.next().await), listener))
         })
-    }
-}
-
-/// A connection of either end.
-pub(crate) enum Connection {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Connection {
-    /// Who is at the other end.
-    pub(crate) fn peer(&self) -> Peer {
-        match self {
-            Connection::Plain(_) => Peer::default(),
-            Connection::Tls(stream) => {
-                let (_, session) = stream.get_ref();
-                Peer::of(session.peer_certificates().and_then(<[_]>::first))
-            }
-        }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Connection::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Connection::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Connection::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Connection::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Connection::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Connection::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Connection::Plain(stream) => stream.is_write_vectored(),
-            Connection::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Connection::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Connection::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Connection::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Connection::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
     }
 }
 

@@ -91,7 +91,7 @@ async fn more_than_the_limits_is_refused_and_the_next_call_is_not() {
     assert_eq!((status, &answer["code"]), (400, &json!(3)), "{answer}");
 
     let refused = loms.create_order(order(BODY / 2)).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     let (status, answer) = post(&replica, "/stocks", " ".repeat(BODY + 1)).await;
     assert_eq!((status, &answer["code"]), (413, &json!(8)), "{answer}");
 
@@ -229,11 +229,11 @@ async fn who_begins_no_handshake_is_not_waited_for() {
     stack.stop().await.unwrap();
 }
 
-/// Half a request, which is being read; its other half is [`REST`].
+/// Half a request of 1,000 bytes, which is being read; its other half is [`rest`].
 async fn half_sent(replica: &Replica) -> TcpStream {
     let mut stream = TcpStream::connect(replica.http).await.unwrap();
     let head = "POST /stocks HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\nconnection: close\r\n\
-                content-length: 9\r\n\r\n";
+                content-length: 1000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     // said when the body is asked for
     let mut go_on = *b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -244,17 +244,20 @@ async fn half_sent(replica: &Replica) -> TcpStream {
     stream
 }
 
-const REST: &[u8] = b"\"sku\":7}";
+fn rest() -> String {
+    format!("{:<999}", "\"sku\":7}")
+}
 
 #[tokio::test]
-async fn a_body_that_arrives_is_a_call_in_progress() {
-    let limits = json!({"in_flight": 2, "request_timeout": "30s"});
+async fn a_body_that_arrives_takes_its_room_and_no_place() {
+    let limits = json!({"in_flight": 1, "memory": 2_030, "request_timeout": "30s"});
     let (stack, replica) = loms_within(limits).await;
     let (mut one, other) = (half_sent(&replica).await, half_sent(&replica).await);
-    let ask = async || post(&replica, "/stocks", "{\"sku\":7}".to_owned()).await;
+    let ask = async || post(&replica, "/stocks", format!("{:<50}", "{\"sku\":7}")).await;
     let began = Instant::now();
     let (status, answer) = ask().await;
     assert_eq!((status, &answer["code"]), (429, &json!(8)), "{answer}");
+    assert_eq!(answer["details"][0]["reason"], "BYTES", "{answer}");
     // a body that nobody waits for
     let large = " ".repeat(100_000);
     let url = format!("http://{}/stocks", replica.http);
@@ -263,24 +266,26 @@ async fn a_body_that_arrives_is_a_call_in_progress() {
         assert_eq!(refused.status().as_u16(), 429);
     }
     let mut loms = client(&replica).await;
-    let refused = loms.stocks(StocksRequest { sku: 7 }).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted, "both doors");
+    let refused = loms.create_order(order(10)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "both ports");
+    let asked = loms.stocks(StocksRequest { sku: 7 }).await;
+    asked.expect("a place is free, and room for a few bytes");
     assert!(began.elapsed() < Duration::from_secs(5), "at once");
     let url = format!("http://{}/metrics", replica.http);
     let metrics = http_client().unwrap().get(&url).send().await.unwrap();
     let metrics = metrics.text().await.unwrap();
     let counted = metrics.lines().any(|line| {
         line.starts_with("loms_histogram_response_time_seconds_count{")
-            && line.contains("method=\"/loms.Loms/Stocks\"")
+            && line.contains("method=\"/loms.Loms/CreateOrder\"")
             && line.contains("status=\"ResourceExhausted\"")
     });
     assert!(counted, "{metrics}");
 
-    one.write_all(REST).await.unwrap();
+    one.write_all(rest().as_bytes()).await.unwrap();
     let mut heard = String::new();
     one.read_to_string(&mut heard).await.unwrap();
     assert!(heard.starts_with("HTTP/1.1 200"), "{heard}");
-    assert_eq!(ask().await.0, 200, "its place is free again");
+    assert_eq!(ask().await.0, 200, "its room is free again");
     drop(other);
     replica.stop().await;
     stack.stop().await.unwrap();

@@ -76,6 +76,7 @@ pub(crate) struct Process {
     /// Kept apart: waiting for a child closes the one that it has.
     stdin: ChildStdin,
     grpc: SocketAddr,
+    http: SocketAddr,
     /// What it logs belongs to the output of the test.
     _log: JoinSet<()>,
 }
@@ -103,8 +104,8 @@ impl Process {
                 let line = line.expect("it says where it listens");
                 println!("{line}");
                 let said: Value = serde_json::from_str(&line).expect("JSON");
-                if let Some(address) = said["grpc"].as_str() {
-                    return address.parse().expect("an address");
+                if let (Some(grpc), Some(http)) = (said["grpc"].as_str(), said["http"].as_str()) {
+                    return [grpc, http].map(|address| address.parse().expect("an address"));
                 }
             }
         };
@@ -115,8 +116,10 @@ impl Process {
                 println!("{line}");
             }
         });
+        let [grpc, http] = announced.expect("a start");
         Process {
-            grpc: announced.expect("a start"),
+            grpc,
+            http,
             stdin: child.stdin.take().expect("stdin"),
             child,
             _log: log,
@@ -127,6 +130,23 @@ impl Process {
     pub(crate) fn client(&self) -> LomsClient<Channel> {
         let endpoint = Channel::from_shared(format!("http://{}", self.grpc)).expect("an address");
         LomsClient::new(endpoint.connect_lazy())
+    }
+
+    pub(crate) fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The most memory that it has had, in KiB.
+    pub(crate) fn most_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("it runs");
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let most = most.and_then(|most| most.trim().strip_suffix(" kB"));
+        most.expect("VmHWM").parse().expect("a number")
     }
 
     /// `kill -9`.
@@ -156,7 +176,6 @@ impl Process {
         .await;
     }
 
-    #[cfg(feature = "failpoints")]
     fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
     }

@@ -55,7 +55,7 @@ async fn a_connection_shows_and_trusts_what_is_in_the_files_now() {
     let server = acceptor.tls.clone();
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap().to_string();
-    let mut listener = Listener::new(socket, Some(acceptor));
+    let mut listener = Listener::unbounded(socket, Some(acceptor));
 
     let caller = Folder::of(&old, &old.sign("desk", GOOD));
     let tls = ClientTls::load("caller", files(&caller), "127.0.0.1").unwrap();

@@ -81,7 +81,7 @@ async fn serve(client_auth: ClientAuth, bound: Duration) -> Served {
         protocol: Protocol::Grpc,
         bound,
     };
-    let incoming = Listener::new(listener, Some(acceptor)).into_stream();
+    let incoming = Listener::unbounded(listener, Some(acceptor)).into_stream();
     let mut serving = JoinSet::new();
     serving.spawn(async move {
         let server = tonic::transport::Server::builder().add_service(HealthServer::new(Mirror));

@@ -1,0 +1,120 @@
+//! HTTP/2 by hand: what a client library would not send.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    task::JoinSet,
+};
+
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+
+/// A connection that says what it is told to say. What comes back is read and thrown away, unless nobody is to read it.
+pub(crate) struct Raw {
+    writer: OwnedWriteHalf,
+    unread: Option<OwnedReadHalf>,
+    _reading: JoinSet<()>,
+    path: String,
+}
+
+impl Raw {
+    /// Speaks first: the preface and the settings, `(id, value)`.
+    pub(crate) async fn connect(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
+        let mut raw = Raw::unread(address, path, settings).await;
+        let mut reader = raw.unread.take().unwrap();
+        raw._reading.spawn(async move {
+            let mut buffer = [0; 16 * 1024];
+            while reader.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        });
+        raw
+    }
+
+    /// The same, and reads nothing.
+    pub(crate) async fn unread(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
+        let (reader, writer) = TcpStream::connect(address).await.unwrap().into_split();
+        let mut raw = Raw {
+            writer,
+            unread: Some(reader),
+            _reading: JoinSet::new(),
+            path: path.to_owned(),
+        };
+        let mut payload = Vec::new();
+        for (id, value) in settings {
+            payload.extend(id.to_be_bytes());
+            payload.extend(value.to_be_bytes());
+        }
+        let mut first = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        first.extend(frame(SETTINGS, 0, 0, &payload));
+        raw.say(&first).await;
+        raw
+    }
+
+    /// Whether it could be said: the other side may have ended the connection.
+    pub(crate) async fn say(&mut self, bytes: &[u8]) -> bool {
+        self.writer.write_all(bytes).await.is_ok()
+    }
+
+    /// A call's headers; its message is to come.
+    pub(crate) fn call(&self, stream: u32) -> Vec<u8> {
+        frame(HEADERS, END_HEADERS, stream, &self.headers())
+    }
+
+    pub(crate) fn headers(&self) -> Vec<u8> {
+        // HPACK, RFC 7541: POST and http are in the static table, the rest are literals that are not indexed
+        let mut block = vec![0x83, 0x86];
+        literal(&mut block, 4, &self.path);
+        literal(&mut block, 1, "localhost");
+        for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")] {
+            block.push(0);
+            text(&mut block, name);
+            text(&mut block, value);
+        }
+        block
+    }
+
+    /// A whole call with this message.
+    pub(crate) fn whole(&self, stream: u32, message: &[u8]) -> Vec<u8> {
+        let mut data = vec![0];
+        data.extend((message.len() as u32).to_be_bytes());
+        data.extend(message);
+        let mut bytes = self.call(stream);
+        bytes.extend(frame(DATA, END_STREAM, stream, &data));
+        bytes
+    }
+}
+
+/// The ids of a client's streams.
+pub(crate) fn streams(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|number| 2 * number + 1)
+}
+
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+fn literal(block: &mut Vec<u8>, name: u8, value: &str) {
+    block.push(name);
+    text(block, value);
+}
+
+fn text(block: &mut Vec<u8>, text: &str) {
+    block.push(u8::try_from(text.len()).unwrap());
+    block.extend(text.as_bytes());
+}

@@ -1,0 +1,257 @@
+//! A connection of a server, and its answers that are not read yet. HTTP/2 lets a peer keep its window shut: what waits for it
+//! takes memory, so it has a time. The rest of an answer that does not move for so long is thrown away, and a connection with
+//! many of these is closed; one slow reader behind a gateway loses its answer, not the others' connection.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::HeaderMap;
+use hyper::body::{Body, Bytes, Frame};
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
+
+use crate::{
+    admission::{Admission, Part, Seat, Share},
+    config::Limits,
+    tasks,
+};
+
+/// Answers without a reader that end a connection.
+const STALLED: usize = 8;
+/// As much as one frame of HTTP/2 carries.
+const PIECE: usize = 16 * 1024;
+/// A shorter message goes whole. In a longer one the last byte goes by itself: there is room for it only when there is room
+/// for all that precedes it, and so it shows when the rest has left.
+const SHORT: usize = 512;
+
+/// What is known of a connection while it, or an answer on it, lives.
+pub(crate) struct Line {
+    share: Arc<Share>,
+    seat: Seat,
+    unsent: Mutex<Vec<Weak<Unsent>>>,
+    added: Arc<Notify>,
+    /// Cancelled when the connection has ended, or is to end.
+    end: CancellationToken,
+    began: Instant,
+    /// Milliseconds after `began` at which the peer was last heard.
+    heard: AtomicU64,
+}
+
+impl Line {
+    /// A connection's, whose peer has shown a certificate of that name, or none.
+    pub(crate) fn new(
+        admission: &Admission,
+        seat: Seat,
+        name: Option<&str>,
+        limits: &Limits,
+    ) -> Arc<Line> {
+        let line = Arc::new(Line {
+            share: admission.share(name),
+            seat,
+            unsent: Mutex::default(),
+            added: Arc::default(),
+            end: CancellationToken::new(),
+            began: Instant::now(),
+            heard: AtomicU64::new(0),
+        });
+        let watch = watch(
+            Arc::downgrade(&line),
+            line.added.clone(),
+            line.end.clone(),
+            (limits.write_timeout, limits.idle_timeout),
+        );
+        tasks::spawn(watch);
+        line
+    }
+
+    pub(crate) fn share(&self) -> &Arc<Share> {
+        &self.share
+    }
+
+    /// Whether it is one too many: its calls are refused.
+    pub(crate) fn is_over(&self) -> bool {
+        self.seat.over
+    }
+
+    /// Something was read from it.
+    pub(crate) fn heard(&self) {
+        let now = self.began.elapsed().as_millis() as u64;
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) -> &CancellationToken {
+        &self.end
+    }
+
+    fn add(&self, unsent: &Arc<Unsent>) {
+        locked(&self.unsent).push(Arc::downgrade(unsent));
+        self.added.notify_one();
+    }
+
+    /// Throws away what has not moved for `write_timeout`. Whether anything is still waiting.
+    fn sweep(&self, write_timeout: Duration, idle_timeout: Duration) -> bool {
+        let mut stalled = 0;
+        let mut unsent = locked(&self.unsent);
+        unsent.retain(|unsent| {
+            let Some(unsent) = unsent.upgrade() else {
+                return false;
+            };
+            let mut rest = locked(&unsent.0);
+            if rest.moved.elapsed() >= write_timeout && !rest.data.is_empty() {
+                *rest = Rest {
+                    data: Bytes::new(),
+                    held: None,
+                    moved: rest.moved,
+                    thrown_away: true,
+                };
+            }
+            stalled += usize::from(rest.thrown_away);
+            rest.thrown_away || !rest.data.is_empty()
+        });
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        let silent = self.began.elapsed().saturating_sub(heard);
+        if stalled >= STALLED || (stalled > 0 && silent >= idle_timeout) {
+            tracing::debug!(
+                answers = stalled,
+                "connection closed, its answers are not read"
+            );
+            self.end.cancel();
+        }
+        !unsent.is_empty()
+    }
+}
+
+/// Looks after a connection's answers while there are some.
+async fn watch(
+    line: Weak<Line>,
+    added: Arc<Notify>,
+    end: CancellationToken,
+    (write_timeout, idle_timeout): (Duration, Duration),
+) {
+    let tick = (write_timeout / 4).max(Duration::from_millis(10));
+    let watched = async {
+        loop {
+            added.notified().await;
+            loop {
+                tokio::time::sleep(tick).await;
+                match line.upgrade() {
+                    Some(line) if line.sweep(write_timeout, idle_timeout) => {}
+                    Some(_) => break,
+                    None => return,
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = end.cancelled() => {}
+        () = watched => {}
+    }
+}
+
+/// What of an answer has not been handed over.
+struct Unsent(Mutex<Rest>);
+
+struct Rest {
+    data: Bytes,
+    held: Option<Part>,
+    moved: Instant,
+    thrown_away: bool,
+}
+
+/// The body of a gRPC answer, a long message of it in pieces. hyper hands a piece over when its stream may send a byte at
+/// least; it would hand over a whole message likewise, and end the body while its reader has room for little of it.
+pub(crate) struct Answer {
+    unsent: Arc<Unsent>,
+    trailers: Option<HeaderMap>,
+    /// Until then a stop waits.
+    _token: TaskTrackerToken,
+}
+
+impl Answer {
+    pub(crate) fn new(
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+        held: Part,
+        token: TaskTrackerToken,
+        line: Option<&Line>,
+    ) -> Answer {
+        let rest = Rest {
+            data,
+            held: Some(held),
+            moved: Instant::now(),
+            thrown_away: false,
+        };
+        let unsent = Arc::new(Unsent(Mutex::new(rest)));
+        if let Some(line) = line {
+            line.add(&unsent);
+        }
+        Answer {
+            unsent,
+            trailers,
+            _token: token,
+        }
+    }
+}
+
+impl Rest {
+    fn piece(&mut self) -> Bytes {
+        let length = match self.data.len() {
+            1 => 1,
+            whole if whole <= SHORT && !self.is_begun() => whole,
+            rest => PIECE.min(rest - 1),
+        };
+        self.data.split_to(length)
+    }
+
+    /// Whether a piece was taken: the last byte of a long message is waited for.
+    fn is_begun(&self) -> bool {
+        self.held
+            .as_ref()
+            .is_some_and(|held| held.count() != self.data.len())
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let data = {
+            let mut rest = locked(&self.unsent.0);
+            if rest.thrown_away {
+                return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+            }
+            let piece = (!rest.data.is_empty()).then(|| rest.piece());
+            rest.moved = Instant::now();
+            if rest.data.is_empty() {
+                rest.held = None;
+            }
+            piece
+        };
+        let frame = match data {
+            Some(data) => Some(Frame::data(data)),
+            None => self.trailers.take().map(Frame::trailers),
+        };
+        Poll::Ready(frame.map(Ok))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let rest = locked(&self.unsent.0);
+        rest.data.is_empty() && !rest.thrown_away && self.trailers.is_none()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,142 @@
+//! The standard gRPC services that every service has: health and reflection. They have bounds of their own, because a full house
+//! must not look like a dead one.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Status, service::Routes};
+use tonic_health::pb::health_server::HealthServer;
+
+use crate::{
+    admission::Bound,
+    config::Limits,
+    drain::Held,
+    error::{Code, Fault},
+    grpc::Guard,
+    http::stamp_trace_id,
+    peer::Peer,
+    roles,
+};
+
+/// Calls at once, and streams, which have no deadline: they end with their connection.
+const CALLS: usize = 64;
+const STREAMS: usize = 64;
+/// Bytes of one message.
+const MESSAGE_BYTES: usize = 64 * 1024;
+
+/// What guards them; clones share the bounds.
+#[derive(Clone)]
+pub(crate) struct Standard(Arc<Inner>);
+
+struct Inner {
+    name: &'static str,
+    /// The prefix of the paths that have their own guard.
+    guarded: String,
+    needs_certificate: bool,
+    request_timeout: Duration,
+    calls: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+}
+
+impl Standard {
+    /// Beside the service `name` behind `guard`.
+    pub(crate) fn new(name: &'static str, guard: &Guard, limits: &Limits) -> Standard {
+        Standard(Arc::new(Inner {
+            name,
+            guarded: format!("/{name}/"),
+            needs_certificate: guard.needs_certificate(),
+            request_timeout: limits.request_timeout,
+            calls: Arc::new(Semaphore::new(CALLS)),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+        }))
+    }
+
+    /// The routes with health and reflection, which serves `descriptors`; every answer has a trace id.
+    ///
+    /// # Errors
+    /// Descriptors that cannot be read.
+    pub(crate) fn add_to<H>(
+        self,
+        routes: Routes,
+        descriptors: &'static [u8],
+        health: HealthServer<H>,
+    ) -> anyhow::Result<Routes>
+    where
+        H: tonic_health::pb::health_server::Health,
+    {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(descriptors)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // so that tools can print the details of an error
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+                // the descriptor set knows other services too; this port serves only these
+                .with_service_name(self.0.name)
+                .with_service_name("grpc.health.v1.Health")
+        };
+        // v1alpha is what grpcurl before 1.8.8 and other old tools ask for
+        let v1 = reflection()
+            .with_service_name("grpc.reflection.v1.ServerReflection")
+            .build_v1()?;
+        let v1alpha = reflection()
+            .with_service_name("grpc.reflection.v1alpha.ServerReflection")
+            .build_v1alpha()?;
+        let router = routes
+            .add_service(health.max_decoding_message_size(MESSAGE_BYTES))
+            .add_service(v1.max_decoding_message_size(MESSAGE_BYTES))
+            .add_service(v1alpha.max_decoding_message_size(MESSAGE_BYTES))
+            .into_axum_router()
+            .layer(middleware::from_fn_with_state(self, guard))
+            .layer(middleware::from_fn(stamp_trace_id));
+        Ok(Routes::from(router))
+    }
+
+    fn admit(&self, request: &Request) -> Result<(OwnedSemaphorePermit, bool), Fault> {
+        let inner = &self.0;
+        let peer = request.extensions().get::<Peer>();
+        if inner.needs_certificate && !peer.is_some_and(Peer::is_verified) {
+            return Err(roles::certificate_required());
+        }
+        if peer.and_then(Peer::line).is_some_and(|line| line.is_over()) {
+            return Err(Bound::Connections.into());
+        }
+        let is_unary = request.uri().path() == "/grpc.health.v1.Health/Check";
+        let permits = if is_unary {
+            &inner.calls
+        } else {
+            &inner.streams
+        };
+        let permit = permits.clone().try_acquire_owned();
+        permit
+            .map(|permit| (permit, is_unary))
+            .map_err(|_| Bound::Calls.into())
+    }
+}
+
+/// Bounds what is not behind the guard of the service.
+async fn guard(State(standard): State<Standard>, request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with(&standard.0.guarded) {
+        return next.run(request).await;
+    }
+    let (permit, is_unary) = match standard.admit(&request) {
+        Ok(admitted) => admitted,
+        Err(fault) => return Status::from(fault).into_http(),
+    };
+    let answered = if is_unary {
+        tokio::time::timeout(standard.0.request_timeout, next.run(request)).await
+    } else {
+        Ok(next.run(request).await)
+    };
+    match answered {
+        Ok(response) => response.map(|body| axum::body::Body::new(Held::new(body, permit))),
+        Err(_) => {
+            let late = "the deadline passed before there was an answer";
+            Status::from(Fault::new(Code::DeadlineExceeded, late)).into_http()
+        }
+    }
+}
