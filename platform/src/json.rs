@@ -34,25 +34,19 @@ fn normalise(value: &mut Value) {
 }
 
 #[cfg(test)]
+mod corpus;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(body: &str) -> Result<Value, serde_json::Error> {
+    pub(super) fn read<M: DeserializeOwned>(body: &str) -> Result<M, serde_json::Error> {
         message(body.as_bytes())
     }
 
     #[test]
     fn bodies_are_read_as_grpc_gateway_reads_them() {
-        assert_eq!(read("").unwrap(), json!({}));
-        assert_eq!(read(" \n").unwrap(), json!({}));
-        assert_eq!(
-            read(r#"{"a":1.0,"b":[1e2,{"c":null}],"d":null}"#).unwrap(),
-            json!({"a":1,"b":[100,{}]})
-        );
-        assert_eq!(
-            read(r#"{"a":1.5,"b":1e300}"#).unwrap(),
-            json!({"a":1.5,"b":1e300})
-        );
-        assert!(read("{").is_err());
+        assert_eq!(read::<Value>("").unwrap(), json!({}));
+        assert!(read::<Value>("{").is_err());
     }
 }
