@@ -1,6 +1,7 @@
 //! Plumbing shared by the services, without a business word: how a process starts, listens, calls, stores, sends,
 //! shows what it does and stops. What only one service uses lives in that service.
 
+mod body;
 mod certificates;
 pub mod client;
 pub mod command;
@@ -13,7 +14,7 @@ pub mod error;
 mod gelf;
 pub mod grpc;
 pub mod http;
-mod json;
+pub mod json;
 pub mod kafka;
 mod listen;
 mod log;
