@@ -18,6 +18,7 @@ mod traders;
 mod purchase;
 
 mod http;
+mod http_bodies;
 mod refusals;
 mod standard;
 
