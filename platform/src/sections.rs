@@ -204,7 +204,7 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Calls in progress, those whose HTTP body is still arriving among them; one more is RESOURCE_EXHAUSTED at once.
     pub in_flight: usize,
-    /// Bytes of an HTTP body or a gRPC message.
+    /// Bytes of a gRPC message, and of an HTTP body where its route allows that many.
     pub body_bytes: usize,
     /// Bytes of the headers of one call.
     pub header_bytes: u32,
