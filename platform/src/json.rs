@@ -22,7 +22,8 @@ pub const ENTRIES: usize = 10_000;
 /// Integers are numbers or strings, both spellings of a field name are read, nulls and unknown fields are ignored.
 ///
 /// # Errors
-/// INVALID_ARGUMENT: with line and column if the body is no JSON, with every wrong field if it is.
+/// INVALID_ARGUMENT: with line and column if the body is no JSON, with every wrong field if it is. A field given twice is
+/// wrong, and so is one that is spelled in other upper and lower case.
 pub fn read<M: Message + Default>(shape: &MessageDescriptor, body: &[u8]) -> Result<M, Fault> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let at = error.valid_up_to();

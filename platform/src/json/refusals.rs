@@ -277,9 +277,12 @@ fn what_is_no_json_is_placed_without_serdes_insides() {
         );
         assert!(matches!(fault.detail, Detail::None), "{fault:?}");
     }
+}
+
+#[test]
+fn what_is_no_text_is_refused_and_wrong_syntax_before_wrong_fields() {
     let fault = read::<StocksRequest>(b"{\"sku\":7,\"\xff\":1}").unwrap_err();
     assert_eq!(fault.message, "the body is not UTF-8 from byte 10 on");
-    // of a wrong field and wrong syntax, the syntax is said
     let fault = read::<StocksRequest>(r#"{"sku":"","x":"#).unwrap_err();
     assert!(
         fault.message.starts_with("the body is not JSON: "),
