@@ -22,10 +22,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = descriptors.encode_to_vec();
     fs::write(out.join("descriptors.bin"), &encoded)?;
 
+    // a JSON route finds its request's descriptor by the name
+    let mut named = tonic_prost_build::Config::new();
+    named.enable_type_names();
     tonic_prost_build::configure()
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, named)?;
 
     // the JSON of grpc-gateway v2: defaults present in a response, unknown fields of a request ignored
     pbjson_build::Builder::new()

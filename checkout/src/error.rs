@@ -134,7 +134,10 @@ impl Error {
     fn detail(&self) -> Detail {
         let reason = |reason, metadata| Detail::Reason { reason, metadata };
         match self {
-            Self::Invalid(violations) => Detail::Fields(violations.clone()),
+            Self::Invalid(violations) => Detail::Fields {
+                violations: violations.clone(),
+                more: 0,
+            },
             Self::NotInCart { sku } => reason("NOT_IN_CART", vec![pair("sku", sku)]),
             Self::UnknownProducts { skus } => {
                 reason("PRODUCT_UNKNOWN", vec![pair("skus", join(skus))])

@@ -6,7 +6,7 @@ use axum::Router;
 use platform::{
     error::StartError,
     grpc::Guard,
-    http::rpc,
+    http::{rpc, rpc_with_body},
     migrate,
     pg::{Database, Pool},
     readiness::Readiness,
@@ -35,6 +35,8 @@ use crate::{
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations/loms");
 
 const SERVICE: &str = "loms";
+/// Bytes of an order as JSON: 10,000 lines, as many as `orders.max_lines` allows, of 100 bytes each.
+const ORDER_BYTES: usize = 1024 * 1024;
 
 /// Brings the schema up to date, on a database that has been away for at most `wait`.
 ///
@@ -176,19 +178,22 @@ fn start_workers(
 type Local = LomsClient<platform::grpc::Guarded<LomsServer<LomsService>>>;
 
 fn routes(client: Local) -> Router {
-    macro_rules! route {
+    macro_rules! call {
         ($method:ident) => {{
             let client = client.clone();
-            rpc(move |request| {
+            move |request| {
                 let mut client = client.clone();
                 async move { client.$method(request).await }
-            })
+            }
         }};
     }
     Router::new()
-        .route("/createOrder", route!(create_order))
-        .route("/listOrder", route!(list_order))
-        .route("/orderPayed", route!(order_payed))
-        .route("/cancelOrder", route!(cancel_order))
-        .route("/stocks", route!(stocks))
+        .route(
+            "/createOrder",
+            rpc_with_body(ORDER_BYTES, call!(create_order)),
+        )
+        .route("/listOrder", rpc(call!(list_order)))
+        .route("/orderPayed", rpc(call!(order_payed)))
+        .route("/cancelOrder", rpc(call!(cancel_order)))
+        .route("/stocks", rpc(call!(stocks)))
 }

@@ -93,7 +93,11 @@ pub struct Fault {
 pub enum Detail {
     None,
     /// `google.rpc.BadRequest`
-    Fields(Vec<Violation>),
+    Fields {
+        violations: Vec<Violation>,
+        /// How many there were besides, which nobody kept.
+        more: usize,
+    },
     /// `google.rpc.ErrorInfo` with a stable reason
     Reason {
         reason: &'static str,
@@ -160,6 +164,11 @@ impl Fault {
 
     /// INVALID_ARGUMENT naming every field; the message is that of the first.
     pub fn invalid(violations: Vec<Violation>) -> Self {
+        Fault::invalid_and_more(violations, 0)
+    }
+
+    /// [`Fault::invalid`] of which only the first [`LISTED`] were kept, and `more` were not.
+    pub fn invalid_and_more(violations: Vec<Violation>, more: usize) -> Self {
         let message = match violations.as_slice() {
             [] => "invalid request".to_owned(),
             [one] => format!("{}: {}", one.field, one.description),
@@ -167,13 +176,13 @@ impl Fault {
                 "{}: {} (and {} more)",
                 first.field,
                 first.description,
-                rest.len()
+                rest.len() + more
             ),
         };
         Fault {
             code: Code::InvalidArgument,
             message,
-            detail: Detail::Fields(violations),
+            detail: Detail::Fields { violations, more },
         }
     }
 }
@@ -183,8 +192,8 @@ impl From<Fault> for Status {
         let code = fault.code.grpc();
         let details = match fault.detail {
             Detail::None => return Status::new(code, fault.message),
-            Detail::Fields(violations) => {
-                let over = violations.len().saturating_sub(LISTED);
+            Detail::Fields { violations, more } => {
+                let over = violations.len().saturating_sub(LISTED) + more;
                 let mut listed: Vec<_> = violations
                     .into_iter()
                     .take(LISTED)

@@ -13,54 +13,67 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::BodyExt as _;
 use prometheus::{Encoder as _, TextEncoder};
-use serde::{Serialize, de::DeserializeOwned};
+use prost::{Message, Name};
+use prost_reflect::DescriptorPool;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tonic::Status;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     admission::{Part, Share},
+    body::{self, Bounds},
     config::Limits,
     docs,
     drain::{Answering, Held, Unsent},
     error::{self, Fault},
     grpc::{Guard, Refused, Roomy, TRACE_ID},
-    json::message,
+    json,
     peer::Peer,
     readiness::Health,
     roles, telemetry,
 };
 
-/// A POST route for one RPC. `call` is the generated client's method over the guarded service.
+/// Bytes of a body, unless its route says otherwise: ten times those of any request without a list.
+const BODY_BYTES: usize = 16 * 1024;
+
+/// A POST route for one RPC, with a body of at most 16 KiB. `call` is the generated client's method over the guarded
+/// service.
 pub fn rpc<Req, Resp, F, Fut>(call: F) -> MethodRouter
 where
-    Req: DeserializeOwned + Default + Send + 'static,
+    Req: Message + Name + Default + 'static,
+    Resp: Serialize + Send + 'static,
+    F: Fn(tonic::Request<Req>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<tonic::Response<Resp>, Status>> + Send + 'static,
+{
+    rpc_with_body(BODY_BYTES, call)
+}
+
+/// [`rpc`] with a body of at most `body_bytes`, and of `limits.body_bytes`.
+pub fn rpc_with_body<Req, Resp, F, Fut>(body_bytes: usize, call: F) -> MethodRouter
+where
+    Req: Message + Name + Default + 'static,
     Resp: Serialize + Send + 'static,
     F: Fn(tonic::Request<Req>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>> + Send + 'static,
 {
     post(
-        async move |Extension(door): Extension<Door>, request: Request| match answer(
-            call, &door, request,
-        )
-        .await
-        {
-            Ok(response) => response,
-            Err(response) => response,
+        async move |Extension(door): Extension<Door>, request: Request| {
+            let answered = answer(call, &door, body_bytes, request).await;
+            answered.unwrap_or_else(|refused| refused)
         },
     )
-    .fallback(method_not_allowed)
 }
 
 async fn answer<Req, Resp, F, Fut>(
     call: F,
     door: &Door,
+    body_bytes: usize,
     request: Request,
 ) -> Result<Response, Response>
 where
-    Req: DeserializeOwned + Default,
+    Req: Message + Name + Default,
     Resp: Serialize,
     F: Fn(tonic::Request<Req>) -> Fut,
     Fut: Future<Output = Result<tonic::Response<Resp>, Status>>,
@@ -70,16 +83,21 @@ where
     let share = peer
         .line()
         .map_or_else(Arc::default, |line| line.share().clone());
+    let bounds = door.bounds(body_bytes);
     // one for whose body there is no room, or that shows no certificate where one is needed, is turned away by the guard,
     // which knows its method, and its body is not read
     let room = if peer.is_verified() || !door.guard.needs_certificate() {
-        door.room(&body, &share)
+        door.room(&body, bounds.bytes, &share)
     } else {
         Err(roles::certificate_required())
     };
-    let unread = room.is_err() && !is_small(&body);
+    let unread = room.is_err() && !body::is_small(&body);
     let mut outgoing = match &room {
-        Ok(_) => tonic::Request::new(door.message(body).await?),
+        Ok(_) => {
+            let body = body::receive(&head.headers, body, bounds).await?;
+            let message = door.message(&body);
+            tonic::Request::new(message.map_err(|fault| refusal(&fault.into()))?)
+        }
         Err(fault) => {
             let mut unread = tonic::Request::new(Req::default());
             unread.extensions_mut().insert(Refused(fault.clone()));
@@ -100,17 +118,21 @@ where
         outgoing.metadata_mut().insert("grpc-timeout", timeout);
     }
     match call(outgoing).await {
-        Ok(response) => Ok(reply(
-            StatusCode::OK,
-            &serde_json::to_value(response.into_inner()).unwrap_or_default(),
-        )),
+        Ok(response) => {
+            let made = serde_json::to_value(response.into_inner()).unwrap_or_default();
+            drop(room);
+            let made = reply(StatusCode::OK, &made);
+            // until it is sent
+            let bytes = made.body().size_hint().lower() as usize;
+            match door.guard.admission().bytes(&share, bytes) {
+                Ok(held) => Ok(made.map(|body| Body::new(Held::new(body, held)))),
+                Err(bound) => Err(refusal(&Fault::from(bound).into())),
+            }
+        }
         Err(status) => {
-            let mut refused = reply(
-                error::http_status(status.code()),
-                &error::json_body(&status),
-            );
+            let mut refused = refusal(&status);
             if unread {
-                close(&mut refused);
+                body::close(&mut refused);
             }
             Err(refused)
         }
@@ -121,6 +143,8 @@ where
 #[derive(Clone)]
 struct Door {
     guard: Guard,
+    contract: DescriptorPool,
+    /// Of any body.
     body_bytes: usize,
     /// For the whole of a body to arrive.
     body_time: Duration,
@@ -128,86 +152,37 @@ struct Door {
 
 impl Door {
     /// Room for a body: what it says it has, or as much as one may have.
-    fn room(&self, body: &Body, share: &Arc<Share>) -> Result<Part, Fault> {
+    fn room(&self, body: &Body, most: usize, share: &Arc<Share>) -> Result<Part, Fault> {
         let exact = body.size_hint().exact();
         let exact = exact.and_then(|bytes| usize::try_from(bytes).ok());
-        let bytes = exact.unwrap_or(self.body_bytes).min(self.body_bytes);
-        self.guard
-            .admission()
-            .bytes(share, bytes)
-            .map_err(Fault::from)
+        let bytes = exact.unwrap_or(most).min(most);
+        let room = self.guard.admission().bytes(share, bytes);
+        room.map_err(Fault::from)
     }
 
-    async fn message<Req: DeserializeOwned>(&self, body: Body) -> Result<Req, Response> {
-        let body = tokio::time::timeout(self.body_time, read(body, self.body_bytes)).await;
-        let body = match body {
-            Ok(read) => read?,
-            Err(_) => return Err(late()),
-        };
-        message(&body).map_err(|cause| {
-            problem(
-                StatusCode::BAD_REQUEST,
-                tonic::Code::InvalidArgument,
-                &format!("body: {cause}"),
-            )
-        })
-    }
-}
-
-/// Whether a body has come with its head, as a rule: hyper reads so much at once, and what it has read it can discard.
-fn is_small(body: &Body) -> bool {
-    body.size_hint().exact().is_some_and(|bytes| bytes <= 4_096)
-}
-
-/// What is still read of a body over the limit, in limits. A client that is cut off while it writes never sees why.
-const DISCARDED_LIMITS: usize = 4;
-
-async fn read(mut body: Body, limit: usize) -> Result<Vec<u8>, Response> {
-    let (mut taken, mut seen) = (Vec::new(), 0);
-    while let Some(frame) = body.frame().await {
-        let unreadable = |_| {
-            problem(
-                StatusCode::BAD_REQUEST,
-                tonic::Code::InvalidArgument,
-                "the body could not be read",
-            )
-        };
-        let Ok(data) = frame.map_err(unreadable)?.into_data() else {
-            continue;
-        };
-        seen += data.len();
-        if seen <= limit {
-            taken.extend_from_slice(&data);
-        } else if seen > limit * DISCARDED_LIMITS {
-            break;
+    fn bounds(&self, body_bytes: usize) -> Bounds {
+        Bounds {
+            bytes: body_bytes.min(self.body_bytes),
+            discarded: self.body_bytes.saturating_mul(DISCARDED_LIMITS),
+            time: self.body_time,
         }
     }
-    if seen <= limit {
-        return Ok(taken);
+
+    fn message<Req: Message + Name + Default>(&self, body: &[u8]) -> Result<Req, Fault> {
+        let name = Req::full_name();
+        let Some(shape) = self.contract.get_message_by_name(&name) else {
+            tracing::error!(message = name, "a route's request is not in the contract");
+            return Err(Fault::new(error::Code::Internal, "internal error"));
+        };
+        json::read(&shape, body)
     }
-    let mut refused = problem(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        tonic::Code::ResourceExhausted,
-        "the body is too large",
-    );
-    close(&mut refused);
-    Err(refused)
 }
 
-fn late() -> Response {
-    let mut refused = problem(
-        StatusCode::GATEWAY_TIMEOUT,
-        tonic::Code::DeadlineExceeded,
-        "the body did not arrive in time",
-    );
-    close(&mut refused);
-    refused
-}
+/// What is read of a body over the limit, in `limits.body_bytes`.
+const DISCARDED_LIMITS: usize = 4;
 
-/// The rest of a body may still be on its way: the connection cannot carry another call.
-fn close(response: &mut Response) {
-    let close = HeaderValue::from_static("close");
-    response.headers_mut().insert(header::CONNECTION, close);
+fn refusal(status: &Status) -> Response {
+    reply(error::http_status(status.code()), &error::json_body(status))
 }
 
 fn reply(status: StatusCode, body: &Value) -> Response {
@@ -219,7 +194,7 @@ fn reply(status: StatusCode, body: &Value) -> Response {
     response
 }
 
-fn problem(status: StatusCode, code: tonic::Code, message: &str) -> Response {
+pub(crate) fn problem(status: StatusCode, code: tonic::Code, message: &str) -> Response {
     reply(
         status,
         &json!({"code": i32::from(code), "message": message, "details": []}),
@@ -230,16 +205,13 @@ pub(crate) async fn not_found() -> Response {
     problem(StatusCode::NOT_FOUND, tonic::Code::NotFound, "Not Found")
 }
 
+/// `Allow` is what the route has methods for; axum adds it.
 async fn method_not_allowed() -> Response {
-    let mut response = problem(
+    problem(
         StatusCode::METHOD_NOT_ALLOWED,
         tonic::Code::Unimplemented,
         "Method Not Allowed",
-    );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static("POST"));
-    response
+    )
 }
 
 /// Asked every few seconds by machines: traces of these would only hide the others.
@@ -267,12 +239,19 @@ pub(crate) fn standard_routes(openapi: &'static str, health: Arc<Health>) -> Rou
         .route("/readyz", get(ready))
 }
 
-/// The routes of a port with 404, the body limit and trace ids.
-pub(crate) fn router(routes: Router, guard: Guard, limits: &Limits) -> Router {
+/// The routes of a port with 404 and 405, the body limit and trace ids.
+pub(crate) fn router(
+    routes: Router,
+    guard: Guard,
+    contract: DescriptorPool,
+    limits: &Limits,
+) -> Router {
     routes
         .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(Door {
             guard: guard.clone(),
+            contract,
             body_bytes: limits.body_bytes,
             body_time: limits.request_timeout,
         }))

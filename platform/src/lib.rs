@@ -2,6 +2,7 @@
 //! shows what it does and stops. What only one service uses lives in that service.
 
 mod admission;
+mod body;
 mod certificates;
 pub mod client;
 pub mod command;
@@ -14,7 +15,7 @@ pub mod error;
 mod gelf;
 pub mod grpc;
 pub mod http;
-mod json;
+pub mod json;
 pub mod kafka;
 mod line;
 mod listen;

@@ -208,7 +208,7 @@ pub struct Limits {
     pub memory: usize,
     /// Connections over both ports; of more, some are told so and the rest are closed.
     pub connections: usize,
-    /// Bytes of an HTTP body or a gRPC message.
+    /// Bytes of a gRPC message, and of an HTTP body where its route allows that many.
     pub body_bytes: usize,
     /// Bytes of the headers of one call.
     pub header_bytes: u32,

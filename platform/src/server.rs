@@ -5,6 +5,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use futures::future::OptionFuture;
+use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -32,7 +33,7 @@ pub struct Doors {
     pub guard: Guard,
     /// The full name of the service that health is asked for, `loms.Loms`.
     pub name: &'static str,
-    /// The descriptor set that reflection serves.
+    /// The descriptor set that reflection serves, and that JSON is read by.
     pub descriptors: &'static [u8],
     /// The JSON routes; documentation, metrics, health and the answers to wrong calls are added.
     pub http: Router,
@@ -123,7 +124,8 @@ impl Server {
             Some(_) => (doors.http, standard),
             None => (doors.http.merge(standard), Router::new()),
         };
-        let router = |routes| http::router(routes, guard.clone(), &self.limits);
+        let contract = DescriptorPool::decode(doors.descriptors)?;
+        let router = |routes| http::router(routes, guard.clone(), contract.clone(), &self.limits);
         let (http, admin) = (router(http), router(admin));
         let doors = self.serve(&guard, routes, http, admin, closing.clone());
 

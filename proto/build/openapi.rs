@@ -20,6 +20,9 @@ const ROUTES: &str = "routes.txt";
 const EXAMPLES: &str = "examples.json";
 /// The components of an error body, as `platform::error::json_body` writes it.
 const REFUSALS: &str = "refusals.json";
+/// What the services check of a field, by its full name, in the words of JSON Schema. `orders.max_lines` can be set; its
+/// default is here.
+const BOUNDS: &str = "bounds.json";
 
 /// As much of google/api/annotations.proto as the routes need.
 const HTTP_RULE: &str = r#"syntax = "proto3";
@@ -36,7 +39,8 @@ extend google.protobuf.MethodOptions {
 
 const JSON: &str = "Every route is a POST of the whole message as proto3 JSON. 64-bit integers are strings; a request may send \
 them as numbers. A response has every field, defaults included, and an unset message is `null`. A request may leave a field out, \
-spell it in snake_case or send `null`, and unknown fields are ignored. Every response carries its trace id in `x-trace-id`.";
+spell it in snake_case or send `null`, and unknown fields are ignored; a field that is given twice, or spelled in other upper \
+and lower case, is refused. A body is at most 16 KiB, of `/createOrder` 1 MiB. Every response carries its trace id in `x-trace-id`.";
 
 /// What any call may be answered with, whatever its method says.
 const ALWAYS: [&str; 5] = [
@@ -80,14 +84,16 @@ impl Route {
 
 /// Writes `<service>.openapi.json` into `out` for every service in `routes.txt`.
 pub fn write(files: &[&str], out: &Path) -> Outcome<()> {
-    for input in [ROUTES, EXAMPLES, REFUSALS] {
+    for input in [ROUTES, EXAMPLES, REFUSALS, BOUNDS] {
         println!("cargo:rerun-if-changed={input}");
     }
     let routes = routes(&fs::read_to_string(ROUTES)?)?;
     let examples: Value = serde_json::from_str(&fs::read_to_string(EXAMPLES)?)?;
     let refusals: Value = serde_json::from_str(&fs::read_to_string(REFUSALS)?)?;
+    let bounds: Value = serde_json::from_str(&fs::read_to_string(BOUNDS)?)?;
     let descriptors = annotated(files, &routes, &out.join("annotated"))?;
     let pool = DescriptorPool::decode(descriptors.as_slice())?;
+    check_bounds(&pool, &bounds)?;
     for definition in ServiceDefinition::from_fds(&descriptors, &DescriptorOptions::new())? {
         let package = format!("{}.", definition.module_name());
         let own = || routes.iter().filter(|row| row.method.starts_with(&package));
@@ -106,7 +112,8 @@ pub fn write(files: &[&str], out: &Path) -> Outcome<()> {
             paths.insert(route.path.clone(), json!({ "post": operation }));
         }
         document["paths"] = paths.into();
-        complete_components(&mut document["components"], &pool, &answered, &refusals);
+        let components = &mut document["components"];
+        complete_components(components, &pool, &answered, &refusals, &bounds);
         let file = out.join(format!("{}.openapi.json", first.service));
         fs::write(file, serde_json::to_string_pretty(&document)?)?;
     }
@@ -245,10 +252,11 @@ fn complete_components(
     pool: &DescriptorPool,
     answered: &BTreeSet<String>,
     refusals: &Value,
+    bounds: &Value,
 ) {
     for (name, schema) in components["schemas"].as_object_mut().into_iter().flatten() {
         if let Some(message) = pool.get_message_by_name(name) {
-            complete_message(schema, &message, answered.contains(name));
+            complete_message(schema, &message, answered.contains(name), bounds);
         }
     }
     for (kind, added) in refusals.as_object().into_iter().flatten() {
@@ -258,12 +266,18 @@ fn complete_components(
     }
 }
 
-fn complete_message(schema: &mut Value, message: &MessageDescriptor, answered: bool) {
+fn complete_message(
+    schema: &mut Value,
+    message: &MessageDescriptor,
+    answered: bool,
+    bounds: &Value,
+) {
     let mut properties = Map::new();
     for field in message.fields() {
         let name = field.json_name();
         let mut property = schema["properties"][name].take();
         complete_field(&mut property, &field, answered);
+        bound_field(&mut property, &bounds[field.full_name()]);
         properties.insert(name.to_owned(), property);
     }
     if answered {
@@ -309,6 +323,28 @@ fn complete_field(property: &mut Value, field: &FieldDescriptor, answered: bool)
     if !said.is_empty() {
         property["description"] = said.into();
     }
+}
+
+/// Adds what the service checks; what is a string for its 64 bits has no minimum, but a pattern.
+fn bound_field(property: &mut Value, bounds: &Value) {
+    for (keyword, bound) in bounds.as_object().into_iter().flatten() {
+        property[keyword] = bound.clone();
+    }
+    if bounds["minimum"] == 1 && property.get("pattern").is_some() {
+        property["pattern"] = "^[1-9][0-9]*$".into();
+    }
+}
+
+/// A row of a field that there is not would bound nothing.
+fn check_bounds(pool: &DescriptorPool, bounds: &Value) -> Outcome<()> {
+    for name in bounds.as_object().into_iter().flat_map(Map::keys) {
+        let (message, field) = name.rsplit_once('.').unwrap_or_default();
+        let message = pool.get_message_by_name(message);
+        if message.is_none_or(|message| message.get_field_by_name(field).is_none()) {
+            return Err(format!("{BOUNDS}: {name} is no field").into());
+        }
+    }
+    Ok(())
 }
 
 /// The comment above what is at `path` in a file, as one paragraph.

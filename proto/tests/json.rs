@@ -1,16 +1,12 @@
-//! Pins the JSON that HTTP clients send and get: proto3 JSON as grpc-gateway v2 speaks it. What only the HTTP door does
-//! (nulls dropped, whole floats read as integers) is tested where it is done, in `platform`.
+//! Pins the JSON that HTTP clients get: proto3 JSON as grpc-gateway v2 writes it. How requests are read is tested where it
+//! is done, in `platform`.
 
 use proto::{cart, loms, notifications};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 fn written<M: Serialize>(message: &M) -> Value {
     serde_json::to_value(message).unwrap()
-}
-
-fn read<M: DeserializeOwned>(body: Value) -> M {
-    serde_json::from_value(body).unwrap()
 }
 
 fn at(seconds: i64, nanos: i32) -> Option<pbjson_types::Timestamp> {
@@ -104,7 +100,6 @@ fn an_order_is_written_with_its_history_and_times_in_utc() {
         "createdAt": "2010-12-01T10:00:00.250Z",
     });
     assert_eq!(written(&order), body);
-    assert_eq!(read::<loms::ListOrderResponse>(body), order);
 }
 
 #[test]
@@ -134,86 +129,4 @@ fn a_message_of_the_history_keeps_its_lower_camel_names() {
         written(&message),
         json!({ "orderId": "12", "userId": "7", "status": "payed", "message": "paid", "createdAt": null }),
     );
-}
-
-#[test]
-fn a_request_may_spell_a_field_either_way() {
-    let expected = cart::PurchaseRequest {
-        user: 7,
-        idempotency_key: "k-1".into(),
-    };
-    assert_eq!(
-        read::<cart::PurchaseRequest>(json!({ "user": "7", "idempotencyKey": "k-1" })),
-        expected
-    );
-    assert_eq!(
-        read::<cart::PurchaseRequest>(json!({ "user": "7", "idempotency_key": "k-1" })),
-        expected
-    );
-    let expected = notifications::GetHistoryWithPeriodRequest {
-        page_size: 5,
-        ..Default::default()
-    };
-    assert_eq!(
-        read::<notifications::GetHistoryWithPeriodRequest>(json!({ "pageSize": 5 })),
-        expected
-    );
-    assert_eq!(
-        read::<notifications::GetHistoryWithPeriodRequest>(json!({ "page_size": 5 })),
-        expected
-    );
-    // the contract's own camel names have one spelling
-    assert_eq!(
-        read::<loms::ListOrderRequest>(json!({ "orderID": "9" })).order_id,
-        9
-    );
-}
-
-#[test]
-fn an_integer_is_read_from_a_number_and_from_a_string() {
-    for user in [json!(7), json!("7")] {
-        assert_eq!(
-            read::<cart::ListCartRequest>(json!({ "user": user })).user,
-            7
-        );
-    }
-    for sku in [json!(4_294_967_295_u32), json!("4294967295")] {
-        assert_eq!(
-            read::<loms::StocksRequest>(json!({ "sku": sku })).sku,
-            u32::MAX
-        );
-    }
-    assert_eq!(
-        read::<cart::ListCartRequest>(json!({ "user": "-9223372036854775808" })).user,
-        i64::MIN
-    );
-}
-
-#[test]
-fn what_a_request_leaves_out_is_the_default_and_what_it_adds_is_ignored() {
-    assert_eq!(
-        read::<loms::CreateOrderRequest>(json!({})),
-        loms::CreateOrderRequest::default()
-    );
-    let body = json!({ "user": 1, "items": [{ "sku": 2, "count": 3, "colour": "red" }], "coupon": { "code": "X" } });
-    let request = read::<loms::CreateOrderRequest>(body);
-    assert_eq!(request.items, [loms::OrderItem { sku: 2, count: 3 }]);
-}
-
-#[test]
-fn a_wrong_type_or_a_number_out_of_range_is_refused() {
-    let refused = [
-        json!({ "user": "seven" }),
-        json!({ "user": [7] }),
-        json!({ "user": 7, "sku": -1 }),
-        json!({ "user": 7, "sku": 4_294_967_296_u64 }),
-        json!({ "user": 7, "sku": 1.5 }),
-        json!({ "user": "9223372036854775808" }),
-        json!([]),
-        json!("text"),
-    ];
-    for body in refused {
-        let result = serde_json::from_value::<cart::AddToCartRequest>(body.clone());
-        assert!(result.is_err(), "{body} was read as {result:?}");
-    }
 }

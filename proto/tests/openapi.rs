@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use boon::{Compiler, SchemaIndex, Schemas};
-use prost::Message as _;
+use platform::json;
+use prost::{Message, Name};
+use prost_reflect::DescriptorPool;
 use prost_types::MethodDescriptorProto;
 use proto::{cart, loms, notifications, openapi};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 const ROUTES: &str = include_str!("../routes.txt");
@@ -301,54 +303,94 @@ fn what_a_service_would_not_write_does_not_fit() {
     loms.does_not_fit("loms.Stock", &json!({ "warehouseID": "1", "count": "-1" }));
 }
 
+/// Reads `body` as the HTTP door does.
+fn is_read<M: Message + Name + Default>(body: &Value) -> bool {
+    let contract = DescriptorPool::decode(proto::DESCRIPTORS).unwrap();
+    let shape = contract.get_message_by_name(&M::full_name()).unwrap();
+    json::read::<M>(&shape, body.to_string().as_bytes()).is_ok()
+}
+
+/// Bodies that are read and fit, that are not read and do not fit, and that are read and then refused by the service.
+#[track_caller]
+fn agree<M: Message + Name + Default>(
+    checked: &mut Checked,
+    fine: &[Value],
+    unread: &[Value],
+    refused: &[Value],
+) {
+    let message = M::full_name();
+    for body in fine {
+        assert!(is_read::<M>(body), "{message} {body}");
+        checked.fits(&message, body);
+    }
+    for body in unread {
+        assert!(!is_read::<M>(body), "{message} {body}");
+        checked.does_not_fit(&message, body);
+    }
+    for body in refused {
+        assert!(is_read::<M>(body), "{message} {body}");
+        checked.does_not_fit(&message, body);
+    }
+}
+
 #[test]
-fn a_request_fits_if_the_service_can_read_it() {
-    fn agree<M: DeserializeOwned>(checked: &mut Checked, message: &str, body: Value, fits: bool) {
-        let read = serde_json::from_value::<M>(body.clone());
-        assert_eq!(read.is_ok(), fits, "{message} {body}");
-        if fits {
-            checked.fits(message, &body);
-        } else {
-            checked.does_not_fit(message, &body);
-        }
-    }
+fn a_request_fits_if_the_service_takes_it() {
     let documents = documents();
-    let mut cart = Checked::new(&documents["checkout"]);
-    let adds = [
-        (json!({ "user": "7", "sku": 1, "count": 2 }), true),
-        (json!({ "user": 7, "sku": 1, "count": 2 }), true),
-        (json!({ "user": i64::MIN.to_string() }), true),
-        (json!({}), true),
-        (json!({ "user": 7, "coupon": { "code": "X" } }), true),
-        (json!({ "user": "seven" }), false),
-        (json!({ "user": 1.5 }), false),
-        (json!({ "user": [7] }), false),
-        (json!({ "user": true }), false),
-        (json!({ "user": 7, "sku": -1 }), false),
-        (json!({ "user": 7, "sku": 1.5 }), false),
-        (json!({ "user": 7, "sku": 4_294_967_296_u64 }), false),
-        (json!([]), false),
-        (json!("text"), false),
-    ];
-    for (body, fits) in adds {
-        agree::<cart::AddToCartRequest>(&mut cart, "cart.AddToCartRequest", body, fits);
-    }
-    let mut history = Checked::new(&documents["notifications"]);
-    let day = json!({ "year": 2010, "month": 12, "day": 1 });
-    let periods = [
-        (
-            json!({ "user": "7", "from": day, "to": day, "pageSize": 10 }),
-            true,
-        ),
-        (json!({ "user": "7", "from": "2010-12-01" }), false),
-        (json!({ "user": "7", "pageSize": "ten" }), false),
-    ];
-    for (body, fits) in periods {
-        agree::<notifications::GetHistoryWithPeriodRequest>(
-            &mut history,
-            "notifications.GetHistoryWithPeriodRequest",
-            body,
-            fits,
-        );
-    }
+    agree::<cart::AddToCartRequest>(
+        &mut Checked::new(&documents["checkout"]),
+        &[
+            json!({ "user": "7", "sku": 1, "count": 2 }),
+            json!({ "user": 7, "sku": u32::MAX, "count": 65_535 }),
+            json!({ "user": i64::MAX.to_string() }),
+            json!({}),
+            json!({ "user": 7, "coupon": { "code": "X" } }),
+        ],
+        &[
+            json!({ "user": "seven" }),
+            json!({ "user": 1.5 }),
+            json!({ "user": [7] }),
+            json!({ "user": true }),
+            json!({ "user": "" }),
+            json!({ "user": 7, "sku": -1 }),
+            json!({ "user": 7, "sku": 1.5 }),
+            json!({ "user": 7, "sku": 4_294_967_296_u64 }),
+            json!([]),
+            json!("text"),
+        ],
+        &[
+            json!({ "user": 0 }),
+            json!({ "user": "0" }),
+            json!({ "user": i64::MIN.to_string() }),
+            json!({ "sku": 0 }),
+            json!({ "count": 0 }),
+            json!({ "count": 65_536 }),
+        ],
+    );
+    let items = |count| json!({ "items": vec![json!({ "sku": 1, "count": 1 }); count] });
+    let key = |length| json!({ "idempotencyKey": "k".repeat(length) });
+    agree::<loms::CreateOrderRequest>(
+        &mut Checked::new(&documents["loms"]),
+        &[items(1), items(10_000), key(0), key(128)],
+        &[
+            items(10_001),
+            json!({ "items": {} }),
+            json!({ "items": [[]] }),
+        ],
+        &[items(0), key(129), json!({ "idempotencyKey": "é" })],
+    );
+    let day = |day| json!({ "year": 2010, "month": 12, "day": day });
+    agree::<notifications::GetHistoryWithPeriodRequest>(
+        &mut Checked::new(&documents["notifications"]),
+        &[json!({ "user": "7", "from": day(1), "to": day(31), "pageSize": 1000 })],
+        &[
+            json!({ "user": "7", "from": "2010-12-01" }),
+            json!({ "user": "7", "pageSize": "ten" }),
+        ],
+        &[
+            json!({ "to": day(0) }),
+            json!({ "to": day(32) }),
+            json!({ "pageSize": -1 }),
+            json!({ "pageSize": 1001 }),
+        ],
+    );
 }

@@ -14,7 +14,7 @@ use super::{HEART, Walk};
 use crate::clients::{Clients, Door, period_around_now};
 
 const NOBODY: i64 = 7;
-/// More than the 4 MiB that a body may have.
+/// More than a body may have on any route.
 const TOO_LARGE: usize = 5 << 20;
 
 /// Over gRPC: codes, reasons, every bad field at once.

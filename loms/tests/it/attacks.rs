@@ -1,13 +1,10 @@
 //! What a caller sends, or does not read, stops nothing: each attack once, small, on a process of its own. `ATTACK_SCALE=20`
 //! makes them larger.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use proto::loms::{CreateOrderRequest, OrderItem, StocksRequest, loms_client::LomsClient};
+use proto::loms::{StocksRequest, loms_client::LomsClient};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -21,137 +18,15 @@ use crate::{
         CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
         WINDOW_UPDATE, frame, streams,
     },
-    kafka,
-    process::{File, Process},
+    target::Target,
     test_app::eventually,
 };
 
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const STOCKS: &str = "/loms.Loms/Stocks";
-/// What an attack may add to the memory of a process that has been asked once, in KiB.
-const GROWTH: u64 = 96 * 1024;
-/// For a call of somebody else meanwhile.
-const PROBE_BOUND: Duration = Duration::from_secs(3);
-
 fn scaled(count: u32) -> u32 {
     let scale = std::env::var("ATTACK_SCALE").unwrap_or_else(|_| "1".to_owned());
     count * scale.parse::<u32>().expect("ATTACK_SCALE is a number")
-}
-
-/// A LOMS with an order of many lines, and a caller beside the attack.
-struct Target {
-    process: Process,
-    probe: LomsClient<Channel>,
-    web: reqwest::Client,
-    before: u64,
-    large: i64,
-    config: File,
-    /// Its database lives as long.
-    pool: sqlx::PgPool,
-}
-
-impl Target {
-    async fn start(limits: serde_json::Value) -> Target {
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let pool = crate::database().await;
-        let topic = kafka::unused_topic();
-        kafka::create_topic(&topic).await;
-        let config = File::config(&pool, &topic, &json!({"limits": limits}));
-        let stock = (1..=1_000).fold("warehouse_id,sku,count\n".to_owned(), |csv, sku| {
-            csv + &format!("1,{sku},100000\n")
-        });
-        let stock = File::new(&stock);
-        let received = crate::process::run(&config, &["stock", "receive", stock.path()]).await;
-        assert!(received.status.success(), "{received:?}");
-        let process = Process::start(&config).await;
-        let mut probe = process.client();
-        let items = (1..=1_000).map(|sku| OrderItem { sku, count: 60_000 });
-        let order = CreateOrderRequest {
-            user: 1,
-            items: items.collect(),
-            idempotency_key: String::new(),
-        };
-        eventually("a database", async || {
-            probe.clone().stocks(StocksRequest { sku: 7 }).await.is_ok()
-        })
-        .await;
-        let large = probe
-            .create_order(order)
-            .await
-            .unwrap()
-            .into_inner()
-            .order_id;
-        let target = Target {
-            before: process.most_memory(),
-            process,
-            probe,
-            web: reqwest::Client::new(),
-            large,
-            config,
-            pool,
-        };
-        target.is_alive().await;
-        target
-    }
-
-    fn grpc(&self) -> SocketAddr {
-        self.process.grpc()
-    }
-
-    async fn raw(&self, path: &str) -> Raw {
-        Raw::connect(self.grpc(), path, &[]).await
-    }
-
-    /// Others are answered in time, over both ports.
-    async fn is_alive(&self) {
-        for _ in 0..5 {
-            let began = Instant::now();
-            let mut probe = self.probe.clone();
-            let stocks = probe.stocks(StocksRequest { sku: 7 }).await;
-            stocks.expect("an answer beside the attack");
-            assert!(began.elapsed() < PROBE_BOUND, "{:?}", began.elapsed());
-        }
-        let ready = format!("http://{}/readyz", self.process.http());
-        let ready = self.web.get(ready).send().await.unwrap();
-        assert_eq!(ready.status(), 200);
-    }
-
-    /// Calls of a method by their code, as the metrics count them.
-    async fn counted(&self, status: &str, method: &str) -> u64 {
-        let metrics = format!("http://{}/metrics", self.process.http());
-        let metrics = self.web.get(metrics).send().await.unwrap();
-        let metrics = metrics.text().await.unwrap();
-        assert!(
-            metrics.len() < 1 << 20,
-            "{} bytes of metrics",
-            metrics.len()
-        );
-        let name = format!(
-            "loms_histogram_response_time_seconds_count{{method=\"{method}\",status=\"{status}\"}} "
-        );
-        let found = metrics.lines().find_map(|line| line.strip_prefix(&name));
-        found.map_or(0, |count| count.parse().unwrap())
-    }
-
-    async fn orders_of_two(&self) -> i64 {
-        let orders = "SELECT count(*) FROM loms.user_order WHERE user_id = 2";
-        crate::oracle::count(&self.pool, orders).await
-    }
-
-    /// It has not grown much, goes on, and its books are right.
-    async fn finish(self) {
-        self.is_alive().await;
-        let grown = self.process.most_memory().saturating_sub(self.before);
-        println!("{} MiB, {} more", self.before / 1024, grown / 1024);
-        assert!(grown < GROWTH, "{grown} KiB");
-        let config = self.config;
-        let ended = self.process.stop().await;
-        assert!(ended.success(), "{ended:?}");
-        let audit = crate::process::run(&config, &["audit"]).await;
-        assert!(audit.status.success(), "{audit:?}");
-    }
 }
 
 /// Streams over the limit, each of which is answered with a reset; and resets by the client.

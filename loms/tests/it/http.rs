@@ -26,7 +26,7 @@ fn is_traced(answer: &Answer) {
 }
 
 #[track_caller]
-fn is_problem(answer: &Answer, status: u16, code: i32) {
+pub(crate) fn is_problem(answer: &Answer, status: u16, code: i32) {
     is_traced(answer);
     assert_eq!(answer.status, status, "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/json"));
@@ -198,7 +198,7 @@ async fn what_cannot_be_read_is_refused_and_the_service_goes_on() {
         400,
         3,
     );
-    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!("{}{}", "[".repeat(8_000), "]".repeat(8_000));
     is_problem(&app.post("/stocks", deep).await, 400, 3);
     for items in [json!({"sku": 7}), json!([7]), json!("7"), json!([[]])] {
         let body = json!({"user": 1, "items": items}).to_string();
@@ -242,6 +242,85 @@ async fn what_cannot_be_read_is_refused_and_the_service_goes_on() {
         ok(&app, "/stocks", json!({"sku": 7})).await["stocks"][0]["count"],
         "1"
     );
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_wrong_field_is_named_as_the_services_own_refusals_name_theirs() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({})).await;
+    let refusal = async |path: &str, body: &str| {
+        let answer = app.post(path, body.to_owned()).await;
+        is_problem(&answer, 400, 3);
+        answer.json()
+    };
+    let body = r#"{"user":1,"items":[{"sku":7,"count":1.5}]}"#;
+    let description = "must be an integer, 0 to 4294967295";
+    assert_eq!(
+        refusal("/createOrder", body).await,
+        json!({"code": 3, "message": format!("items[0].count: {description}"), "details": [{
+            "@type": "type.googleapis.com/google.rpc.BadRequest", "fieldViolations": [{
+                "field": "items[0].count", "description": description, "reason": "", "localizedMessage": null}]}]})
+    );
+    let body = r#"{"user":1,"items":[{"sku":7,"count":0}]}"#;
+    let own = refusal("/createOrder", body).await;
+    let keys = |value: &Value| {
+        let detail = &value["details"][0];
+        let violation = detail["fieldViolations"][0].as_object().unwrap();
+        (
+            detail["@type"].clone(),
+            violation.keys().cloned().collect::<Vec<_>>(),
+        )
+    };
+    let read = refusal("/createOrder", r#"{"user":"one"}"#).await;
+    assert_eq!(keys(&own), keys(&read));
+
+    for (path, body, message) in [
+        (
+            "/listOrder",
+            r#"{"orderId":"1"}"#,
+            "orderId: must be spelled orderID",
+        ),
+        (
+            "/orderPayed",
+            r#"{"orderID":"1","orderID":"2"}"#,
+            "orderID: must be given once",
+        ),
+        (
+            "/createOrder",
+            r#"{"idempotencyKey":"a","idempotency_key":"b"}"#,
+            "idempotency_key: must be given once",
+        ),
+        (
+            "/stocks",
+            "{",
+            "the body is not JSON: EOF while parsing an object (line 1, column 1)",
+        ),
+    ] {
+        assert_eq!(refusal(path, body).await["message"], message, "{body}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn another_method_is_told_which_there_are() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({})).await;
+    for (path, method, allowed) in [
+        ("/metrics", "POST", "GET,HEAD"),
+        ("/healthz", "POST", "GET,HEAD"),
+        ("/readyz", "PUT", "GET,HEAD"),
+        ("/openapi.json", "DELETE", "GET,HEAD"),
+        ("/docs", "POST", "GET,HEAD"),
+        ("/docs/", "POST", "GET,HEAD"),
+        ("/createOrder", "PATCH", "POST"),
+    ] {
+        let url = format!("{}{path}", app.url);
+        let method = method.parse().expect("a method");
+        let answer = app.send(reqwest::Client::new().request(method, url)).await;
+        is_problem(&answer, 405, 12);
+        assert_eq!(answer.header("allow"), Some(allowed), "{path}");
+    }
     app.finish().await;
 }
 

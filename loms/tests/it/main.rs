@@ -13,6 +13,7 @@ mod oracle;
 mod process;
 mod proxy;
 mod roles;
+mod target;
 mod test_app;
 mod traders;
 mod unread;
@@ -20,6 +21,7 @@ mod unread;
 mod purchase;
 
 mod http;
+mod http_bodies;
 mod refusals;
 mod standard;
 
