@@ -56,6 +56,7 @@ impl App {
     /// # Errors
     /// A port in use, a file that cannot be read, an address that is none.
     pub async fn bind(config: Config) -> Result<App, StartError> {
+        config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
         let pool = database.pool(SERVICE, config.postgres.max_connections);

@@ -12,6 +12,7 @@ use std::{future::Future, time::Duration};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use platform::{grpc::Deadline, state_log::StateLog};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 use crate::error::Error;
 
@@ -87,6 +88,7 @@ pub(crate) fn state(neighbour: &str) -> &'static StateLog {
 fn failure(neighbour: &'static str, status: &Status) -> Error {
     let cause = || format!("{:?}: {}", status.code(), status.message());
     match status.code() {
+        Code::Unavailable if reason(status) == "STOCK_LOCKED" => Error::StockLocked,
         // a connection that breaks under a call shows as UNKNOWN or CANCELLED, depending on the moment
         Code::Unavailable | Code::Unknown | Code::Cancelled => Error::NeighbourAway {
             neighbour,
@@ -101,6 +103,12 @@ fn failure(neighbour: &'static str, status: &Status) -> Error {
             cause: cause(),
         },
     }
+}
+
+/// The stable reason of a refusal; empty when it has none.
+fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info();
+    info.map(|info| info.reason).unwrap_or_default()
 }
 
 #[cfg(test)]

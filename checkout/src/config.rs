@@ -7,11 +7,13 @@ use std::{
 };
 
 use platform::{
+    bounds,
     config::{
         AdminListen, Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, Limits,
         LogConfig, PostgresConfig, TlsConfig, defaults, secret,
     },
-    roles::Roles,
+    error::StartError,
+    roles::{self, Roles},
 };
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -33,6 +35,7 @@ pub struct Config {
     #[serde(default)]
     pub admin: AdminListen,
     /// Who may do what, by the names in certificates.
+    #[serde(default, deserialize_with = "roles::given")]
     pub roles: Option<Roles>,
     /// The database of the schema `checkout`.
     pub postgres: PostgresConfig,
@@ -47,6 +50,9 @@ pub struct Config {
     /// Bounds of the doors.
     #[serde(default)]
     pub limits: Limits,
+    /// Between the signal to stop and the end of new calls: time for callers and balancers to see that it is not ready.
+    #[serde(default, with = "humantime_serde")]
+    pub shutdown_delay: Duration,
     /// How long stopping may take.
     #[serde(default = "defaults::shutdown_grace", with = "humantime_serde")]
     pub shutdown_grace: Duration,
@@ -196,6 +202,33 @@ impl Default for PurchasesConfig {
 }
 
 impl Config {
+    /// # Errors
+    /// The first setting that cannot be as it is.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let (loms, products, purchases) = (&self.loms, &self.products, &self.purchases);
+        bounds::waits(&[
+            ("loms.connect_timeout", loms.connect_timeout),
+            ("loms.timeout", loms.timeout),
+            ("products.connect_timeout", products.connect_timeout),
+            ("products.timeout", products.timeout),
+            ("products.lookup_timeout", products.lookup_timeout),
+            ("purchases.resume_after", purchases.resume_after),
+            ("purchases.first_backoff", purchases.first_backoff),
+            ("purchases.most_backoff", purchases.most_backoff),
+            ("purchases.poll", purchases.poll),
+        ])?;
+        bounds::periods(&[
+            ("purchases.resolve_after", purchases.resolve_after),
+            ("purchases.keep", purchases.keep),
+            ("purchases.sweep_every", purchases.sweep_every),
+        ])?;
+        bounds::counts(&[
+            ("products.per_second", products.per_second as u64, 1_000_000),
+            ("products.at_once", products.at_once as u64, 100_000),
+            ("purchases.at_once", purchases.at_once.into(), 1_000),
+        ])
+    }
+
     /// What server assembly needs of it.
     pub fn common(&self) -> Common {
         Common {
@@ -206,6 +239,7 @@ impl Config {
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
+            shutdown_delay: self.shutdown_delay,
             shutdown_grace: self.shutdown_grace,
         }
     }

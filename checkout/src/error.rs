@@ -16,6 +16,7 @@ use crate::{
 };
 
 /// For whatever reason: callers with little time are among them.
+static LOCKED: StateLog = StateLog::new("stock locked", "stock is not locked any more");
 static LATE: StateLog = StateLog::new("answers too late", "answers are in time again");
 
 /// A refusal or a failure of the service.
@@ -74,6 +75,9 @@ pub enum Error {
         neighbour: &'static str,
         cause: String,
     },
+    /// Another session of LOMS has locked the stock, longer than an order waits.
+    #[error("the stock is locked by other work at the moment, try again later")]
+    StockLocked,
     /// A neighbour has too much to do.
     #[error("{neighbour} has too much to do, try again later")]
     NeighbourBusy { neighbour: &'static str },
@@ -123,7 +127,9 @@ impl Error {
             | Self::OrderCancelled { .. }
             | Self::OrderRefused => Code::FailedPrecondition,
             Self::TotalTooLarge => Code::OutOfRange,
-            Self::NeighbourAway { .. } | Self::OrderUndecided { .. } => Code::Unavailable,
+            Self::NeighbourAway { .. } | Self::OrderUndecided { .. } | Self::StockLocked => {
+                Code::Unavailable
+            }
             Self::NeighbourBusy { .. } => Code::ResourceExhausted,
             Self::Late { .. } => Code::DeadlineExceeded,
             Self::Database(error) => error.code(),
@@ -170,6 +176,7 @@ impl Error {
                 reason("ORDER_CANCELLED", vec![pair("order_id", order)])
             }
             Self::OrderRefused => reason("ORDER_REFUSED", vec![]),
+            Self::StockLocked => reason("STOCK_LOCKED", vec![]),
             Self::TotalTooLarge => reason("TOTAL_TOO_LARGE", vec![pair("most", u32::MAX)]),
             Self::NeighbourAway { .. }
             | Self::OrderUndecided { .. }
@@ -186,6 +193,7 @@ impl Error {
     pub fn log(&self) {
         match self {
             Self::NeighbourAway { neighbour, cause } => clients::state(neighbour).failed(cause),
+            Self::StockLocked => LOCKED.failed(self),
             Self::OrderUndecided { order } => {
                 tracing::warn!(order.id = order.0, "order not decided")
             }

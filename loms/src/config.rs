@@ -10,8 +10,9 @@ use platform::config::{
     PostgresConfig, TlsConfig, defaults,
 };
 use platform::{
+    bounds,
     error::StartError,
-    roles::{EVERYBODY, Role, Roles},
+    roles::{self, EVERYBODY, Role, Roles},
 };
 use serde::Deserialize;
 
@@ -41,6 +42,7 @@ pub struct Config {
     #[serde(default)]
     pub admin: AdminConfig,
     /// Who may do what, by the names in certificates.
+    #[serde(default, deserialize_with = "roles::given")]
     pub roles: Option<Roles>,
     #[serde(default)]
     pub jaeger: JaegerConfig,
@@ -50,6 +52,9 @@ pub struct Config {
     pub log: LogConfig,
     #[serde(default)]
     pub limits: Limits,
+    /// Between the signal to stop and the end of new calls: time for callers and balancers to see that it is not ready.
+    #[serde(default, with = "humantime_serde")]
+    pub shutdown_delay: Duration,
     #[serde(default = "defaults::shutdown_grace", with = "humantime_serde")]
     pub shutdown_grace: Duration,
 }
@@ -187,26 +192,25 @@ impl Config {
     /// # Errors
     /// The first key that cannot be as it is.
     pub(crate) fn check(&self) -> Result<(), StartError> {
-        let least = [
-            ("orders.max_lines", self.orders.max_lines > 0),
-            ("orders.expiry_batch", self.orders.expiry_batch > 0),
-            ("keys.sweep_batch", self.keys.sweep_batch > 0),
-            ("outbox.batch", self.outbox.batch > 0),
-            (
-                "outbox.broker_timeout",
-                !self.outbox.broker_timeout.is_zero(),
-            ),
-            (
-                "orders.payment_timeout",
-                !self.orders.payment_timeout.is_zero(),
-            ),
-        ];
-        if let Some((key, _)) = least.into_iter().find(|(_, fine)| !fine) {
-            return Err(StartError::new(
-                format!("{key} is 0 or less"),
-                "nothing would be done: write more",
-            ));
-        }
+        let (orders, keys, outbox) = (&self.orders, &self.keys, &self.outbox);
+        bounds::waits(&[
+            ("outbox.broker_timeout", outbox.broker_timeout),
+            ("outbox.poll_interval", outbox.poll_interval),
+        ])?;
+        bounds::periods(&[
+            ("orders.payment_timeout", orders.payment_timeout),
+            ("keys.keep", keys.keep),
+            ("keys.sweep_every", keys.sweep_every),
+        ])?;
+        let count = |number: i64| u64::try_from(number).unwrap_or_default();
+        bounds::counts(&[
+            ("orders.max_lines", orders.max_lines as u64, 1_000_000),
+            ("orders.queue", orders.queue as u64, 1_000_000),
+            ("orders.batch_orders", orders.batch_orders as u64, 10_000),
+            ("orders.expiry_batch", count(orders.expiry_batch), 1_000_000),
+            ("keys.sweep_batch", count(keys.sweep_batch), 1_000_000),
+            ("outbox.batch", count(outbox.batch), 1_000_000),
+        ])?;
         if self.outbox.broker_timeout > MOST_BROKER_TIMEOUT {
             return Err(StartError::new(
                 format!("outbox.broker_timeout is over {MOST_BROKER_TIMEOUT:?}"),
@@ -236,6 +240,7 @@ impl Config {
             roles: self.roles(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
+            shutdown_delay: self.shutdown_delay,
             shutdown_grace: self.shutdown_grace,
         }
     }
@@ -245,7 +250,35 @@ impl Config {
 mod tests {
     use std::{fmt::Debug, path::Path};
 
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn config(section: &str, value: Value) -> Config {
+        let mut config =
+            json!({"postgres": {"connection_string": "postgres://h/d"}, "brokers": []});
+        config[section] = value;
+        serde_json::from_value(config).unwrap()
+    }
+
+    #[test]
+    fn roles_with_nothing_under_them_name_nobody() {
+        assert!(config("orders", json!({})).roles.is_none());
+        assert_eq!(config("roles", Value::Null).roles, Some(Roles::new()));
+    }
+
+    #[test]
+    fn what_is_beyond_its_bounds_is_refused() {
+        assert!(config("orders", json!({})).check().is_ok());
+        for (section, change) in [
+            ("orders", json!({"payment_timeout": "8000years"})),
+            ("orders", json!({"expiry_batch": -1})),
+            ("outbox", json!({"poll_interval": "100us"})),
+            ("keys", json!({"keep": "0s"})),
+        ] {
+            assert!(config(section, change.clone()).check().is_err(), "{change}");
+        }
+    }
 
     #[test]
     fn the_example_shows_the_defaults() {

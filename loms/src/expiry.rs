@@ -1,6 +1,6 @@
 //! Cancels what was not paid in time. Time is the database's; any number of replicas sweep, and none waits for another.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
 
 use platform::{
     grpc::registered,
@@ -32,16 +32,27 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// and the sweeper holds the stock that new orders wait for.
 const REST: f64 = 0.65;
 
+/// An order that cannot be cancelled is left alone for so long: its rows are not what they must be, until an operator mends
+/// them, and the others go on.
+const LEFT_OUT: Duration = Duration::from_secs(60);
+/// Orders that are left out at once; more of them are tried with the others.
+const MOST_LEFT_OUT: usize = 1_000;
+
 static SWEEPS: StateLog = StateLog::new("sweep failed", "unpaid orders are swept again");
 
 /// Starts the sweeper, which has a connection of its own.
 pub(crate) fn start(db: Pool, batch: i64, relay: Relay, tasks: &Tasks) {
     LazyLock::force(&LATENESS);
     let stopping = tasks.stopping();
+    let mut sweeper = Sweeper {
+        batch,
+        relay,
+        left_out: HashMap::new(),
+    };
     tasks.worker("expiry", async move {
         loop {
             let began = Instant::now();
-            let swept = step(&db, batch, &relay).await;
+            let swept = sweeper.step(&db).await;
             let pause = match swept.inspect(|_| SWEEPS.works()) {
                 Ok(None) => began.elapsed().mul_f64(REST),
                 Ok(Some(pause)) => pause,
@@ -58,57 +69,128 @@ pub(crate) fn start(db: Pool, batch: i64, relay: Relay, tasks: &Tasks) {
     });
 }
 
-/// Sweeps once. `None`: more may be due; else how long to sleep.
-async fn step(db: &Pool, batch: i64, relay: &Relay) -> pg::Result<Option<Duration>> {
-    let work = async |db: &mut Db| match sweep(db, batch, relay).await? {
-        0 => until_next_deadline(db).await.map(Some),
-        _ => Ok(None),
-    };
-    db.with_connection(work).await
-}
-
-/// Cancels one batch of due orders; returns how many.
-async fn sweep(db: &mut Db, batch: i64, relay: &Relay) -> pg::Result<usize> {
-    let due = match cancel_oldest(db, batch).await {
-        Err(error) if error.failure() == Failure::Locked => cancel_free(db, batch).await?,
-        done => done?,
-    };
-    if due.is_empty() {
-        return Ok(0);
-    }
-    CrashPoint::OrderExpired.pass();
-    relay.wake();
-    count_transition(Status::Cancelled, due.len() as u64);
-    for (_, late) in &due {
-        LATENESS.observe(late.max(0.0));
-    }
-    tracing::info!(orders = due.len(), "unpaid orders cancelled");
-    Ok(due.len())
+struct Sweeper {
+    batch: i64,
+    relay: Relay,
+    /// Orders that could not be cancelled, and when they are tried again.
+    left_out: HashMap<OrderId, Instant>,
 }
 
 /// An order, and by how many seconds it is late.
 type Due = Vec<(OrderId, f64)>;
 
-async fn cancel_oldest(db: &mut Db, batch: i64) -> pg::Result<Due> {
+impl Sweeper {
+    /// Sweeps once. `None`: more may be due; else how long to sleep.
+    async fn step(&mut self, db: &Pool) -> pg::Result<Option<Duration>> {
+        self.left_out.retain(|_, until| *until > Instant::now());
+        let work = async |db: &mut Db| match self.sweep(db).await? {
+            0 => until_next_deadline(db).await.map(Some),
+            _ => Ok(None),
+        };
+        let pause = db.with_connection(work).await?;
+        // what is left out is due, and would be looked for at once
+        Ok(pause.map(|pause| match self.left_out.is_empty() {
+            true => pause,
+            false => LONGEST_SLEEP,
+        }))
+    }
+
+    /// Cancels one batch of due orders; returns how many.
+    async fn sweep(&mut self, db: &mut Db) -> pg::Result<usize> {
+        let mut tried = Due::new();
+        let swept = match self.cancel_oldest(db, &mut tried).await {
+            Err(error) if error.failure() == Failure::Locked => {
+                self.cancel_free(db, &mut tried).await
+            }
+            swept => swept,
+        };
+        let cancelled = match swept {
+            Err(error) if is_of_its_rows(&error) => self.cancel_one_by_one(db, &tried).await?,
+            swept => swept.map(|()| tried)?,
+        };
+        if cancelled.is_empty() {
+            return Ok(0);
+        }
+        CrashPoint::OrderExpired.pass();
+        self.relay.wake();
+        count_transition(Status::Cancelled, cancelled.len() as u64);
+        for (_, late) in &cancelled {
+            LATENESS.observe(late.max(0.0));
+        }
+        tracing::info!(orders = cancelled.len(), "unpaid orders cancelled");
+        Ok(cancelled.len())
+    }
+
+    async fn cancel_oldest(&self, db: &mut Db, due: &mut Due) -> pg::Result<()> {
+        let mut tx = db.begin().await?;
+        store::wait_at_most(&mut tx, LONGEST_WAIT).await?;
+        *due = self.wanted(store::lock_due_orders(&mut tx, self.limit()).await?);
+        cancel(tx, due).await
+    }
+
+    /// Cancels orders whose stock no other session has locked: a locked row keeps only those waiting that need it. Here the
+    /// stock is locked before the orders; SKIP LOCKED never waits, so that no order of locks is broken.
+    async fn cancel_free(&self, db: &mut Db, due: &mut Due) -> pg::Result<()> {
+        let mut tx = db.begin().await?;
+        let free = store::lock_free_stock_of_due_orders(&mut tx).await?;
+        let locked = store::lock_due_orders_on(&mut tx, &free, self.limit()).await?;
+        *due = self.wanted(locked);
+        cancel(tx, due).await
+    }
+
+    /// After a batch of which one order's rows are not what they must be: that order is told by name and left out.
+    async fn cancel_one_by_one(&mut self, db: &mut Db, due: &Due) -> pg::Result<Due> {
+        let mut cancelled = Due::new();
+        for (order, late) in due {
+            match cancel_alone(db, *order, *late).await {
+                Ok(true) => cancelled.push((*order, *late)),
+                Ok(false) => {}
+                Err(error) if is_of_its_rows(&error) => {
+                    let span = tracing::error_span!("expiry.cancel", order.id = order.0);
+                    span.in_scope(|| error.log());
+                    if self.left_out.len() < MOST_LEFT_OUT {
+                        self.left_out.insert(*order, Instant::now() + LEFT_OUT);
+                    }
+                }
+                // it is due in the next sweep, as the rest is
+                Err(error) if cancelled.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(cancelled)
+    }
+
+    /// As many as are wanted, besides those that are left out.
+    fn limit(&self) -> i64 {
+        self.batch.saturating_add(self.left_out.len() as i64)
+    }
+
+    fn wanted(&self, mut due: Due) -> Due {
+        due.retain(|(order, _)| !self.left_out.contains_key(order));
+        due
+    }
+}
+
+/// Whether it will be the same next time: the rows themselves are wrong.
+fn is_of_its_rows(error: &pg::Error) -> bool {
+    matches!(error.failure(), Failure::Invariant | Failure::Refused)
+}
+
+/// Cancels an order that was due. `false`: it is not any more.
+async fn cancel_alone(db: &mut Db, order: OrderId, late: f64) -> pg::Result<bool> {
     let mut tx = db.begin().await?;
     store::wait_at_most(&mut tx, LONGEST_WAIT).await?;
-    let due = store::lock_due_orders(&mut tx, batch).await?;
-    cancel(tx, due).await
-}
-
-/// Cancels orders whose stock nobody else has locked: whoever sits on a row keeps only those waiting that need it. Here the
-/// stock is locked before the orders; SKIP LOCKED never waits, so that no order of locks is broken.
-async fn cancel_free(db: &mut Db, batch: i64) -> pg::Result<Due> {
-    let mut tx = db.begin().await?;
-    let free = store::lock_free_stock_of_due_orders(&mut tx).await?;
-    let due = store::lock_due_orders_on(&mut tx, &free, batch).await?;
-    cancel(tx, due).await
-}
-
-async fn cancel(mut tx: Tx<'_>, due: Due) -> pg::Result<Due> {
-    if due.is_empty() {
+    if store::lock_order(&mut tx, order).await? != Some(Status::AwaitingPayment) {
         tx.rollback().await?;
-        return Ok(due);
+        return Ok(false);
+    }
+    cancel(tx, &vec![(order, late)]).await?;
+    Ok(true)
+}
+
+async fn cancel(mut tx: Tx<'_>, due: &Due) -> pg::Result<()> {
+    if due.is_empty() {
+        return tx.rollback().await;
     }
     let span = tracing::info_span!("expiry.cancel", batch.size = due.len());
     let cancelled = async {
@@ -123,8 +205,7 @@ async fn cancel(mut tx: Tx<'_>, due: Due) -> pg::Result<Due> {
         CrashPoint::OrderExpiring.pass();
         tx.commit().await
     };
-    cancelled.instrument(span).await?;
-    Ok(due)
+    cancelled.instrument(span).await
 }
 
 async fn until_next_deadline(db: &mut Db) -> pg::Result<Duration> {

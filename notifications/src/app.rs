@@ -46,6 +46,7 @@ pub struct App {
 impl App {
     /// Opens both sockets, prepares pools and clients. The database, Kafka and Telegram may be away.
     pub async fn bind(config: Config) -> Result<App, StartError> {
+        config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
         let pool = database.pool(SERVICE, config.postgres.max_connections);

@@ -3,11 +3,13 @@
 use std::{net::SocketAddr, time::Duration};
 
 use platform::{
+    bounds,
     config::{
         AdminListen, Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig,
         Limits, LogConfig, PostgresConfig, TlsConfig, defaults, secret, text,
     },
-    roles::Roles,
+    error::StartError,
+    roles::{self, Roles},
 };
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -29,6 +31,7 @@ pub struct Config {
     #[serde(default)]
     pub admin: AdminListen,
     /// Who may do what, by the names in certificates.
+    #[serde(default, deserialize_with = "roles::given")]
     pub roles: Option<Roles>,
     /// The database of messages.
     pub postgres: PostgresConfig,
@@ -57,6 +60,9 @@ pub struct Config {
     /// What one process takes on at once.
     #[serde(default)]
     pub limits: Limits,
+    /// Between the signal to stop and the end of new calls: time for callers and balancers to see that it is not ready.
+    #[serde(default, with = "humantime_serde")]
+    pub shutdown_delay: Duration,
     /// How long stopping may take.
     #[serde(default = "defaults::shutdown_grace", with = "humantime_serde")]
     pub shutdown_grace: Duration,
@@ -158,6 +164,33 @@ impl Default for DeliveryConfig {
 }
 
 impl Config {
+    /// # Errors
+    /// The first setting that cannot be as it is.
+    pub(crate) fn check(&self) -> Result<(), StartError> {
+        let (inbox, delivery) = (&self.inbox, &self.delivery);
+        bounds::waits(&[
+            ("kafka.session_timeout", self.kafka.session_timeout),
+            ("inbox.backoff", inbox.backoff),
+            ("inbox.longest_backoff", inbox.longest_backoff),
+            ("inbox.dead_letter_timeout", inbox.dead_letter_timeout),
+            ("telegram.timeout", self.telegram.timeout),
+            ("delivery.poll", delivery.poll),
+            ("delivery.backoff", delivery.backoff),
+            ("delivery.longest_backoff", delivery.longest_backoff),
+            ("delivery.lease", delivery.lease),
+        ])?;
+        bounds::periods(&[("delivery.give_up_after", delivery.give_up_after)])?;
+        bounds::counts(&[
+            ("inbox.batch", inbox.batch as u64, 100_000),
+            ("delivery.in_flight", delivery.in_flight.into(), 10_000),
+            (
+                "delivery.max_attempts",
+                delivery.max_attempts.into(),
+                1_000_000,
+            ),
+        ])
+    }
+
     /// What server assembly needs.
     pub fn common(&self) -> Common {
         Common {
@@ -168,6 +201,7 @@ impl Config {
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
+            shutdown_delay: self.shutdown_delay,
             shutdown_grace: self.shutdown_grace,
         }
     }

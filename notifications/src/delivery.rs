@@ -8,7 +8,7 @@ use fail::fail_point;
 use platform::{
     error::StartError,
     grpc::registered,
-    pg::{self, Db, Pool},
+    pg::{self, Db, Failure, Pool},
     state_log::StateLog,
 };
 use prometheus::{IntCounterVec, Opts};
@@ -224,30 +224,14 @@ impl Delivery {
             return Ok(());
         }
         fail_point!("messages-marking", |_| std::process::abort());
-        let mut transaction = connection.begin().await?;
-        let told = |(due, verdict): &Landed| (*verdict == Verdict::Told).then_some(due.id);
-        let told: Vec<i64> = self.unwritten.iter().filter_map(told).collect();
-        if !told.is_empty() {
-            store::mark_told(&mut transaction, &told).await?;
-        }
-        let mut pause = Duration::ZERO;
-        for (due, verdict) in &self.unwritten {
-            match verdict {
-                Verdict::Told => {}
-                Verdict::Again { error, wait } => {
-                    let wait = wait.as_secs_f64();
-                    store::postpone(&mut transaction, due, error, wait).await?;
-                }
-                Verdict::GivenUp { attempts, reason } => {
-                    store::give_up(&mut transaction, due.id, *attempts, reason).await?;
-                }
-                Verdict::Paused(asked) => pause = pause.max(*asked),
+        match store_all(connection, &self.unwritten).await {
+            Err(error) if error.failure() == Failure::Refused => {
+                error.log();
+                store_each(connection, &self.unwritten).await?;
             }
+            stored => stored?,
         }
-        if !pause.is_zero() {
-            store::pause_sender(&mut transaction, pause.as_secs_f64()).await?;
-        }
-        transaction.commit().await?;
+        let pause = pause_of(&self.unwritten);
         if !pause.is_zero() {
             tracing::warn!(pause_s = pause.as_secs(), "telegram asks to wait");
             self.paused_until = Instant::now() + pause;
@@ -257,6 +241,60 @@ impl Delivery {
         }
         Ok(())
     }
+}
+
+/// The longest pause that Telegram has asked for.
+fn pause_of(landed: &[Landed]) -> Duration {
+    let asked = landed.iter().filter_map(|(_, verdict)| match verdict {
+        Verdict::Paused(asked) => Some(*asked),
+        _ => None,
+    });
+    asked.max().unwrap_or_default()
+}
+
+/// Writes down what attempts came to, in one transaction.
+async fn store_all(db: &mut Db, landed: &[Landed]) -> pg::Result<()> {
+    let mut transaction = db.begin().await?;
+    let told = |(due, verdict): &Landed| (*verdict == Verdict::Told).then_some(due.id);
+    let told: Vec<i64> = landed.iter().filter_map(told).collect();
+    if !told.is_empty() {
+        store::mark_told(&mut transaction, &told).await?;
+    }
+    for (due, verdict) in landed {
+        match verdict {
+            Verdict::Told | Verdict::Paused(_) => {}
+            Verdict::Again { error, wait } => {
+                let wait = wait.as_secs_f64();
+                store::postpone(&mut transaction, due, error, wait).await?;
+            }
+            Verdict::GivenUp { attempts, reason } => {
+                store::give_up(&mut transaction, due.id, *attempts, reason).await?;
+            }
+        }
+    }
+    let pause = pause_of(landed);
+    if !pause.is_zero() {
+        store::pause_sender(&mut transaction, pause.as_secs_f64()).await?;
+    }
+    transaction.commit().await
+}
+
+/// The same one by one, after PostgreSQL refused one of them: that one is given up without its words.
+async fn store_each(db: &mut Db, landed: &[Landed]) -> pg::Result<()> {
+    for one in landed {
+        match store_all(db, std::slice::from_ref(one)).await {
+            Err(error) if error.failure() == Failure::Refused => {
+                tracing::error!(message.id = one.0.id, error = %error, "result of a message refused");
+                let given_up = Verdict::GivenUp {
+                    attempts: one.0.attempts.saturating_add(1),
+                    reason: "what it came to could not be stored".to_owned(),
+                };
+                store_all(db, &[(one.0.clone(), given_up)]).await?;
+            }
+            stored => stored?,
+        }
+    }
+    Ok(())
 }
 
 /// How it is counted, after it is written down.

@@ -35,8 +35,12 @@ pub fn judge(due: &Due, outcome: Outcome, config: &DeliveryConfig) -> Verdict {
     match outcome {
         Outcome::Told => Verdict::Told,
         Outcome::Paused(pause) => Verdict::Paused(pause),
-        Outcome::Refused(reason) => Verdict::GivenUp { attempts, reason },
+        Outcome::Refused(reason) => Verdict::GivenUp {
+            attempts,
+            reason: clean(&reason),
+        },
         Outcome::Failed(error) => {
+            let error = clean(&error);
             let failures = u32::try_from(attempts).unwrap_or(u32::MAX);
             if failures >= config.max_attempts {
                 let reason = format!("failed {attempts} times, last: {error}");
@@ -46,6 +50,15 @@ pub fn judge(due: &Due, outcome: Outcome, config: &DeliveryConfig) -> Verdict {
             Verdict::Again { error, wait }
         }
     }
+}
+
+/// Characters of what others say that are kept.
+const KEPT: usize = 500;
+
+/// Text of others as it is stored: PostgreSQL takes no NUL, and a line of the log is one line.
+fn clean(text: &str) -> String {
+    let printed = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(KEPT).map(printed).collect()
 }
 
 /// The end of a message that waited for longer than `age`.

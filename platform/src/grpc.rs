@@ -7,7 +7,10 @@ mod metrics;
 use std::{
     convert::Infallible,
     panic::AssertUnwindSafe,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -47,6 +50,7 @@ struct Shared {
     admission: Admission,
     /// Holds a token for each answer, until its last byte.
     answers: TaskTracker,
+    leaving: AtomicBool,
     request_timeout: Duration,
     message_bytes: usize,
     policy: Policy,
@@ -58,6 +62,7 @@ impl Guard {
         Guard(Arc::new(Shared {
             admission: Admission::new(limits),
             answers: TaskTracker::new(),
+            leaving: AtomicBool::new(false),
             request_timeout: limits.request_timeout,
             message_bytes: limits.body_bytes,
             policy,
@@ -88,6 +93,15 @@ impl Guard {
             request.extensions_mut().insert(caller);
         }
         Ok(())
+    }
+
+    /// From now on answers over HTTP end their connections: their callers should come back elsewhere.
+    pub(crate) fn leave(&self) {
+        self.0.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.leaving.load(Ordering::Relaxed)
     }
 
     /// Taken when a call begins, dropped when its answer has been sent.

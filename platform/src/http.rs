@@ -274,6 +274,7 @@ async fn metrics() -> Response {
 
 async fn traced(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let unsent = request.extensions_mut().remove::<Unsent>();
+    let leaving = guard.is_leaving();
     let answering = Answering::new(guard.answer(), unsent.unwrap_or_default());
     let span = span_of(&request);
     if let Some(parent) = request
@@ -298,6 +299,9 @@ async fn traced(State(guard): State<Guard>, mut request: Request, next: Next) ->
         span.record("otel.status_code", "ERROR");
     }
     stamp(response.headers_mut(), &trace_id);
+    if leaving {
+        body::close(&mut response);
+    }
     response.map(|body| Body::new(Held::new(body, answering)))
 }
 

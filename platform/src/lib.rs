@@ -3,6 +3,7 @@
 
 mod admission;
 mod body;
+pub mod bounds;
 mod certificates;
 pub mod client;
 pub mod command;

@@ -1,12 +1,20 @@
 //! A service as a process: exit codes, the signals that stop it, the line that says where it listens.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use clap::Args;
 use serde_json::json;
 use tokio::{
     io::AsyncReadExt as _,
     signal::unix::{SignalKind, signal},
+    sync::Notify,
 };
 use tracing::Level;
 
@@ -89,7 +97,25 @@ pub fn announce(service: &str, grpc: SocketAddr, http: SocketAddr, admin: Option
     log::STDOUT.write(Level::ERROR, line.to_string());
 }
 
-/// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin; a second signal then exits at once.
+/// What a signal does that is not the first.
+struct Second {
+    /// The process serves on for a while: it stops now.
+    ends_delay: Notify,
+    is_delayed: AtomicBool,
+}
+
+static SECOND: Second = Second {
+    ends_delay: Notify::const_new(),
+    is_delayed: AtomicBool::new(false),
+};
+
+/// Resolves on a second signal, which then ends a delay and not the process.
+pub(crate) async fn hurried() {
+    SECOND.is_delayed.store(true, Ordering::SeqCst);
+    SECOND.ends_delay.notified().await;
+}
+
+/// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin. A second signal exits at once, or ends `shutdown_delay`.
 ///
 /// # Errors
 /// Signal handlers could not be installed.
@@ -104,6 +130,10 @@ pub fn shutdown_signal(stop_on_stdin_close: bool) -> std::io::Result<impl Future
         }
         crate::tasks::spawn(async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            if SECOND.is_delayed.load(Ordering::SeqCst) {
+                SECOND.ends_delay.notify_one();
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+            }
             log::STDERR.write(
                 Level::ERROR,
                 "stopped at once by a second signal".to_owned(),

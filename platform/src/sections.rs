@@ -273,6 +273,7 @@ pub struct Common {
     pub roles: Option<Roles>,
     pub postgres: PostgresConfig,
     pub limits: Limits,
+    pub shutdown_delay: Duration,
     pub shutdown_grace: Duration,
 }
 

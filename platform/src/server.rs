@@ -12,11 +12,12 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::{
+    bounds,
     certificates::Watched,
     config::{ClientAuth, Common, Limits},
     error::StartError,
     grpc::Guard,
-    http, listen,
+    http, listen, process,
     readiness::{self, Health, Readiness},
     roles::{Roles, need_certificate},
     standard::Standard,
@@ -53,6 +54,7 @@ pub struct Server {
     http_tls: bool,
     reload_every: Duration,
     limits: Limits,
+    shutdown_delay: Duration,
     shutdown_grace: Duration,
 }
 
@@ -76,6 +78,7 @@ impl Server {
             http_tls: is_closed(common),
             reload_every: common.tls.reload_every,
             limits: common.limits.clone(),
+            shutdown_delay: common.shutdown_delay,
             shutdown_grace: common.shutdown_grace,
         };
         Ok(server)
@@ -93,7 +96,8 @@ impl Server {
         self.admin.as_ref().map(local)
     }
 
-    /// Serves until `shutdown` or until a worker fails, then drains. Returns when tracked work and workers are finished,
+    /// Serves until `shutdown` or until a worker fails, then drains; for `shutdown_delay` before that it serves on, and only
+    /// says that it will not. Returns when tracked work and workers are finished,
     /// or when `shutdown_grace` is over.
     ///
     /// # Errors
@@ -118,7 +122,8 @@ impl Server {
         let standard = Standard::new(name, &guard, &self.limits);
         let routes = standard.add_to(doors.grpc, doors.descriptors, health_service)?;
         // the last of it is for the traces, after everything that makes some
-        let grace = self.shutdown_grace.saturating_sub(FLUSH_BOUND);
+        let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
+        let grace = grace.saturating_sub(FLUSH_BOUND);
         let standard = http::standard_routes(doors.openapi, health.clone());
         let (http, admin) = match self.admin {
             Some(_) => (doors.http, standard),
@@ -137,12 +142,15 @@ impl Server {
         };
         tracing::info!("stopping");
         health.stop();
-        database.stop();
         for service in ["", name] {
             reporter
                 .set_service_status(service, ServingStatus::NotServing)
                 .await;
         }
+        if failed.is_none() && !delay.is_zero() {
+            serve_on(delay, &guard, &tasks).await;
+        }
+        database.stop();
         closing.cancel();
         let drained = tokio::time::timeout(grace, async {
             let closed = tokio::select! {
@@ -205,48 +213,41 @@ impl Server {
     }
 }
 
+/// Serves on until callers have seen that it is not ready.
+async fn serve_on(delay: Duration, guard: &Guard, tasks: &Tasks) {
+    guard.leave();
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = process::hurried() => {}
+        () = tasks.failed() => {}
+    }
+}
+
 /// What would make a service that starts and answers nothing, or less safely than its file says.
 fn check(common: &Common) -> Result<(), StartError> {
-    let (limits, postgres) = (&common.limits, &common.postgres);
-    let durations = [
+    let limits = &common.limits;
+    bounds::waits(&[
         ("limits.request_timeout", limits.request_timeout),
         ("limits.idle_timeout", limits.idle_timeout),
         ("limits.write_timeout", limits.write_timeout),
-        ("limits.connection_age", limits.connection_age),
-        ("postgres.acquire_timeout", postgres.acquire_timeout),
-        ("postgres.lock_timeout", postgres.lock_timeout),
-        ("postgres.statement_timeout", postgres.statement_timeout),
-        (
-            "postgres.idle_in_transaction_timeout",
-            postgres.idle_in_transaction_timeout,
-        ),
-        ("postgres.max_lifetime", postgres.max_lifetime),
-        ("postgres.reap_after", postgres.reap_after),
-    ];
-    for (key, duration) in durations {
-        if duration.is_zero() {
-            return Err(StartError::new(
-                format!("{key} = 0s"),
-                "every wait has a bound and time to begin: write 1ms or more",
-            ));
-        }
+        ("shutdown_grace", common.shutdown_grace),
+        ("tls.reload_every", common.tls.reload_every),
+    ])?;
+    bounds::periods(&[("limits.connection_age", limits.connection_age)])?;
+    if !common.shutdown_delay.is_zero() {
+        bounds::waits(&[("shutdown_delay", common.shutdown_delay)])?;
     }
-    if limits.in_flight == 0 {
-        return Err(StartError::new(
-            "limits.in_flight = 0",
-            "it would refuse every call: write 1 or more",
-        ));
-    }
+    bounds::counts(&[
+        ("limits.in_flight", limits.in_flight as u64, 100_000),
+        ("limits.memory", limits.memory as u64, u64::from(u32::MAX)),
+        ("limits.connections", limits.connections as u64, 1_000_000),
+        ("limits.body_bytes", limits.body_bytes as u64, 1 << 30),
+        ("limits.header_bytes", limits.header_bytes.into(), 1 << 20),
+    ])?;
     if common.shutdown_grace <= FLUSH_BOUND {
         return Err(StartError::new(
             format!("shutdown_grace = {:?}", common.shutdown_grace),
             "its last second is for traces and log lines: write 2s or more",
-        ));
-    }
-    if common.tls.reload_every.is_zero() {
-        return Err(StartError::new(
-            "tls.reload_every = 0s",
-            "it would do nothing else: write 1s or more",
         ));
     }
     check_callers(common)

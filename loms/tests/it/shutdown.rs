@@ -95,3 +95,33 @@ async fn a_caller_who_only_watches_does_not_hold_it_up() {
     );
     drop((watch, idle));
 }
+
+/// Balancers need a moment to see that it is not ready: until then new connections and calls are served as before.
+#[tokio::test]
+async fn new_calls_are_served_until_the_delay_is_over() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({"shutdown_delay": "2s"})).await;
+    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
+    app.begin_stop();
+    crate::test_app::eventually("not ready", async || app.get("/readyz").await.status == 503).await;
+    let began = Instant::now();
+    let mut served = 0;
+    while began.elapsed() < Duration::from_millis(1_200) {
+        let order = app.create(1, &[(7, 1)]).await.order_id;
+        app.pay(order).await.unwrap();
+        let answer = app.post("/stocks", "{\"sku\":7}").await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.headers["connection"], "close");
+        let mut health = HealthClient::new(app.channel.clone());
+        let health = health.check(HealthCheckRequest::default()).await.unwrap();
+        assert_eq!(health.into_inner().status, 2, "NOT_SERVING");
+        served += 1;
+    }
+    assert!(served > 0);
+    let topic = app.topic.clone();
+    app.ended().await.unwrap();
+    TestApp::start(&pool, json!({"kafka": {"topic": topic}}))
+        .await
+        .finish()
+        .await;
+}

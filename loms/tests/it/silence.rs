@@ -228,3 +228,41 @@ async fn a_host_that_is_silent_for_a_while_is_away_and_then_back() {
     workers_go_on(&pool).await;
     app.finish().await;
 }
+
+/// Callers who come one after another, and a pool full of connections that rest.
+#[tokio::test]
+async fn connections_that_rest_are_not_found_silent_one_by_one() {
+    let pool = crate::database().await;
+    let (database, connection_string): (Proxy, _) = database_behind_proxy(&pool);
+    let settings = json!({"postgres": {"connection_string": connection_string, "acquire_timeout": "1s",
+                                       "lock_timeout": "1s", "statement_timeout": "2s"}});
+    let app = TestApp::start(&pool, settings).await;
+    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
+    let mut locked = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE loms.stock IN ACCESS EXCLUSIVE MODE")
+        .execute(&mut *locked)
+        .await
+        .unwrap();
+    let at_once = (0..10).map(async |_| app.stocks(7).await);
+    let unlock = async {
+        crate::test_app::lock_waiters(&pool, 10).await;
+        locked.rollback().await.unwrap();
+    };
+    futures::join!(futures::future::join_all(at_once), unlock);
+    database.silence();
+    let began = Instant::now();
+    while app
+        .grpc
+        .clone()
+        .stocks(proto::loms::StocksRequest { sku: 7 })
+        .await
+        .is_err()
+    {
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    app.finish().await;
+}

@@ -99,6 +99,24 @@ async fn a_429_pauses_the_whole_sender_and_is_no_attempt() {
     app.finish().await;
 }
 
+/// PostgreSQL takes no NUL: what somebody else says must not keep its own row, and all others, from being written.
+#[tokio::test]
+async fn what_telegram_says_is_stored_without_what_cannot_be() {
+    let pool = crate::database().await;
+    let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
+    for order in 1..=3 {
+        save(&pool, order, 1, "new").await;
+    }
+    const ODD: &str = "no\0 such\u{7f}\nchat";
+    telegram.answer("order 1 is new", Answer::BadRequest(ODD), ALWAYS);
+    let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
+    nothing_left(&app).await;
+    let said = "HTTP 400 no  such  chat";
+    assert_eq!(reason(&pool, 1).await, (1, said.to_owned()));
+    assert_eq!(app.count("order_id > 1 AND told_at IS NOT NULL").await, 2);
+    app.finish().await;
+}
+
 #[tokio::test]
 async fn what_fails_by_itself_is_given_up_and_blocks_nobody() {
     let pool = crate::database().await;

@@ -1,29 +1,61 @@
 //! What a connection string comes to, checked as far as it can be without a server.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{fmt::Display, str::FromStr as _, time::Duration};
 
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use secrecy::ExposeSecret as _;
 use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
 
-use crate::{config::PostgresConfig, error::StartError};
+use crate::{bounds, config::PostgresConfig, error::StartError};
+
+const WRITTEN: &str = "write it as postgres://user:password@host:port/database";
 
 /// Without start-up parameters of ours: a pooler refuses those that it does not know.
 pub(super) fn connect_options(config: &PostgresConfig) -> Result<PgConnectOptions, StartError> {
+    bounds::waits(&[
+        ("postgres.acquire_timeout", config.acquire_timeout),
+        ("postgres.lock_timeout", config.lock_timeout),
+        ("postgres.statement_timeout", config.statement_timeout),
+        (
+            "postgres.idle_in_transaction_timeout",
+            config.idle_in_transaction_timeout,
+        ),
+        ("postgres.max_lifetime", config.max_lifetime),
+        ("postgres.reap_after", config.reap_after),
+    ])?;
+    let most = 10_000;
+    bounds::counts(&[(
+        "postgres.max_connections",
+        config.max_connections.into(),
+        most,
+    )])?;
     let text = config.connection_string.expose_secret();
+    if !["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme))
+    {
+        return Err(StartError::new(
+            "postgres.connection_string is not of PostgreSQL",
+            WRITTEN,
+        ));
+    }
     let options = PgConnectOptions::from_str(text).map_err(|error| {
         // the error, not the string: it holds a password
-        StartError::new(
-            format!("postgres.connection_string: {error}"),
-            "write it as postgres://user:password@host:port/database",
-        )
+        StartError::new(format!("postgres.connection_string: {error}"), WRITTEN)
     })?;
     for file in files_of(text) {
-        std::fs::File::open(&file).map_err(|error| {
+        let wrong = |what: &dyn Display| {
             StartError::new(
-                format!("postgres.connection_string: reading {file}: {error}"),
-                "name a file that can be read",
+                format!("postgres.connection_string: reading {file}: {what}"),
+                "name a PEM file that can be read",
             )
-        })?;
+        };
+        let content = std::fs::read(&file).map_err(|error| wrong(&error))?;
+        let mut certificates = CertificateDer::pem_slice_iter(&content);
+        let is_certificate = certificates.next().is_some_and(|first| first.is_ok());
+        if !is_certificate && PrivateKeyDer::from_pem_slice(&content).is_err() {
+            return Err(wrong(&"it has neither a certificate nor a key"));
+        }
     }
     Ok(options
         .statement_cache_capacity(config.statement_cache)
