@@ -245,7 +245,7 @@ where
         }
         None => Response::from_parts(head, Body::empty()),
     };
-    counted.finish(&trace_id, response)
+    span.in_scope(|| counted.finish(&trace_id, response))
 }
 
 /// An answer's message, and the room that it takes.

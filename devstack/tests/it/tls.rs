@@ -7,7 +7,7 @@ use devstack::{
 use proto::loms::{
     ReceiveStockRequest, ReceiveStockResponse, StockLine, StocksRequest, loms_client::LomsClient,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{
@@ -135,7 +135,7 @@ async fn where_certificates_are_required_checkout_shows_its_own() {
     assert!(plain.body(order.to_string()).send().await.is_err());
     assert_eq!(gateway.post(loms, "/orderPayed", &order).await, Some(200));
 
-    let again = Replica::start(stack_of, &Value::Null).await;
+    let again = Replica::start(stack_of, &json!({})).await;
     not_let_in(on_sale(again.stranger()).await);
     assert_eq!(on_sale(again.operator(stack_of.certs())).await.unwrap(), 1);
     again.stop().await;

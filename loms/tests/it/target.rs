@@ -30,7 +30,7 @@ pub(crate) struct Target {
     pub(crate) large: i64,
     config: File,
     /// Its database lives as long.
-    pool: sqlx::PgPool,
+    pub(crate) pool: sqlx::PgPool,
 }
 
 impl Target {

@@ -111,8 +111,8 @@ async fn what_telegram_says_is_stored_without_what_cannot_be() {
     telegram.answer("order 1 is new", Answer::BadRequest(ODD), ALWAYS);
     let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
     nothing_left(&app).await;
-    let said = "HTTP 400 no  such  chat";
-    assert_eq!(reason(&pool, 1).await, (1, said.to_owned()));
+    let said = "failed 3 times, last: HTTP 400 no  such  chat";
+    assert_eq!(reason(&pool, 1).await, (3, said.to_owned()));
     assert_eq!(app.count("order_id > 1 AND told_at IS NOT NULL").await, 2);
     app.finish().await;
 }
