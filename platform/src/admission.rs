@@ -83,13 +83,6 @@ pub(crate) struct Part {
     of: fn(&Share) -> &AtomicUsize,
 }
 
-impl Part {
-    /// Places, or bytes.
-    pub(crate) fn count(&self) -> usize {
-        self.count
-    }
-}
-
 impl Drop for Part {
     fn drop(&mut self) {
         (self.of)(&self.share).fetch_sub(self.count, Ordering::Relaxed);

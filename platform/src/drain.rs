@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::transport::Connection;
+use crate::{admission::Part, transport::Connection};
 
 /// A body that holds something until it has ended, or its reader has gone.
 pub(crate) struct Held<B, T> {
@@ -48,32 +48,53 @@ impl<B: Body + Unpin, T: Unpin> Body for Held<B, T> {
 
 /// What a connection's last answer holds while bytes of it are in the connection's buffer.
 #[derive(Clone, Default)]
-pub(crate) struct Unsent(Arc<Mutex<Option<TaskTrackerToken>>>);
+pub(crate) struct Unsent(Arc<Mutex<Option<Sending>>>);
 
 impl Unsent {
-    fn set(&self, token: Option<TaskTrackerToken>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    fn set(&self, sending: Option<Sending>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = sending;
     }
 }
 
+/// What an answer holds until it is sent: a stop that waits for it, room.
+struct Sending {
+    _token: TaskTrackerToken,
+    _room: Option<Room>,
+}
+
+/// The room for an answer, an extension of its response.
+#[derive(Clone)]
+pub(crate) struct Room(#[expect(dead_code, reason = "held")] pub(crate) Arc<Part>);
+
 /// Held by an answer over HTTP/1, and left to its connection when the body has ended.
 pub(crate) struct Answering {
-    token: Option<TaskTrackerToken>,
+    sending: Option<Sending>,
     unsent: Unsent,
 }
 
 impl Answering {
     pub(crate) fn new(token: TaskTrackerToken, unsent: Unsent) -> Answering {
+        let sending = Sending {
+            _token: token,
+            _room: None,
+        };
         Answering {
-            token: Some(token),
+            sending: Some(sending),
             unsent,
+        }
+    }
+
+    /// The answer has room, which it gives back when it is sent.
+    pub(crate) fn hold(&mut self, room: Option<Room>) {
+        if let Some(sending) = &mut self.sending {
+            sending._room = room;
         }
     }
 }
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.unsent.set(self.token.take());
+        self.unsent.set(self.sending.take());
     }
 }
 

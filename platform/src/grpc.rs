@@ -26,6 +26,7 @@ use tower::Service;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use self::metrics::Metrics;
+pub(crate) use self::metrics::record_code;
 pub use self::metrics::{registered, seconds_buckets};
 pub use crate::deadline::Deadline;
 use crate::{
@@ -41,6 +42,10 @@ use crate::{
 
 /// The trace id of every answer.
 pub const TRACE_ID: &str = "x-trace-id";
+
+/// An answer of at most so many bytes is given whatever room there is, that of its request. Of what writes, only an order
+/// without the stock has a larger one, and that may be placed again.
+pub(crate) const SMALL_ANSWER: usize = 4 * 1024;
 
 /// What every call of a service goes through; clones share the bounds.
 #[derive(Clone)]
@@ -214,6 +219,10 @@ where
     let by = started + allowed.saturating_sub(Duration::from_millis(5).min(allowed / 10));
 
     let (head, body) = request.into_parts();
+    let headers = match message::room_of_headers(&head.headers, &shared.admission, &bytes_of) {
+        Ok(held) => held,
+        Err(fault) => return counted.turn_away(fault),
+    };
     let read = message::read(body, shared.message_bytes, &shared.admission, &bytes_of);
     let read = tokio::time::timeout_at(by, read).await;
     let read = read.unwrap_or_else(|_| Err(late()));
@@ -229,10 +238,9 @@ where
     request.extensions_mut().insert(Deadline::at(by));
     let span = span_of(&request);
     let trace_id = span.in_scope(telemetry::trace_id);
-    let made = bounded(&shared, &bytes_of, by, inner, request);
-    let made = made.instrument(span.clone()).await;
-    drop((place, message.held));
-    let (head, made) = made;
+    let made = bounded(&shared, &bytes_of, (by, message.held), inner, request);
+    let (head, made) = made.instrument(span.clone()).await;
+    drop((place, headers));
     record_code(&span, code_of(&head.headers));
     let response = match made {
         Some(Made {
@@ -259,7 +267,7 @@ struct Made {
 async fn bounded<S>(
     shared: &Shared,
     share: &Arc<Share>,
-    by: Instant,
+    (by, request_held): (Instant, Part),
     mut inner: S,
     request: Request<Body>,
 ) -> (http::response::Parts, Option<Made>)
@@ -283,7 +291,12 @@ where
             }
             let trailers = collected.trailers().cloned();
             let data = collected.to_bytes();
-            match shared.admission.bytes(share, data.len()) {
+            let held = match shared.admission.bytes(share, data.len()) {
+                // its work is done: a caller who is refused now would ask for it again
+                Err(_) if data.len() <= SMALL_ANSWER => Ok(request_held),
+                held => held,
+            };
+            match held {
                 Ok(held) => (
                     head,
                     Some(Made {
@@ -369,21 +382,6 @@ impl Shared {
             .with_label_values(&[go_name(code), label])
             .observe(elapsed.as_secs_f64());
         tracing::debug!(rpc.method = %method, rpc.code = go_name(code), elapsed_ms = elapsed.as_millis() as u64, "call answered");
-    }
-}
-
-/// Notes how a call ended; what somebody should look at is an error to whoever reads the trace.
-pub(crate) fn record_code(span: &Span, code: tonic::Code) {
-    span.record("rpc.code", go_name(code));
-    if matches!(
-        code,
-        tonic::Code::Unknown
-            | tonic::Code::DeadlineExceeded
-            | tonic::Code::Internal
-            | tonic::Code::Unavailable
-            | tonic::Code::DataLoss
-    ) {
-        span.record("otel.status_code", "ERROR");
     }
 }
 

@@ -26,9 +26,9 @@ use crate::{
     body::{self, Bounds},
     config::Limits,
     docs,
-    drain::{Answering, Held, Unsent},
+    drain::{Answering, Held, Room, Unsent},
     error::{self, Fault},
-    grpc::{Guard, Refused, Roomy, TRACE_ID},
+    grpc::{Guard, Refused, Roomy, SMALL_ANSWER, TRACE_ID},
     json,
     peer::Peer,
     readiness::Health,
@@ -121,13 +121,7 @@ where
         Ok(response) => {
             let made = serde_json::to_value(response.into_inner()).unwrap_or_default();
             drop(room);
-            let made = reply(StatusCode::OK, &made);
-            // until it is sent
-            let bytes = made.body().size_hint().lower() as usize;
-            match door.guard.admission().bytes(&share, bytes) {
-                Ok(held) => Ok(made.map(|body| Body::new(Held::new(body, held)))),
-                Err(bound) => Err(refusal(&Fault::from(bound).into())),
-            }
+            Ok(door.with_room(reply(StatusCode::OK, &made), &share))
         }
         Err(status) => {
             let mut refused = refusal(&status);
@@ -158,6 +152,20 @@ impl Door {
         let bytes = exact.unwrap_or(most).min(most);
         let room = self.guard.admission().bytes(share, bytes);
         room.map_err(Fault::from)
+    }
+
+    /// The answer with the room that it takes until it is sent.
+    fn with_room(&self, mut made: Response, share: &Arc<Share>) -> Response {
+        let bytes = made.body().size_hint().lower() as usize;
+        match self.guard.admission().bytes(share, bytes) {
+            Ok(held) => {
+                made.extensions_mut().insert(Room(Arc::new(held)));
+                made
+            }
+            // its work is done: a caller who is refused now would ask for it again
+            Err(_) if bytes <= SMALL_ANSWER => made,
+            Err(bound) => refusal(&Fault::from(bound).into()),
+        }
     }
 
     fn bounds(&self, body_bytes: usize) -> Bounds {
@@ -275,7 +283,7 @@ async fn metrics() -> Response {
 async fn traced(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
     let unsent = request.extensions_mut().remove::<Unsent>();
     let leaving = guard.is_leaving();
-    let answering = Answering::new(guard.answer(), unsent.unwrap_or_default());
+    let mut answering = Answering::new(guard.answer(), unsent.unwrap_or_default());
     let span = span_of(&request);
     if let Some(parent) = request
         .headers()
@@ -294,6 +302,7 @@ async fn traced(State(guard): State<Guard>, mut request: Request, next: Next) ->
             "internal error",
         )
     });
+    answering.hold(response.extensions_mut().remove());
     span.record("http.status", response.status().as_u16());
     if response.status().is_server_error() {
         span.record("otel.status_code", "ERROR");

@@ -28,6 +28,8 @@ use crate::{
 const STALLED: usize = 8;
 /// As much as one frame of HTTP/2 carries.
 const PIECE: usize = 16 * 1024;
+/// Nothing was read yet.
+const NEVER: u64 = u64::MAX;
 /// A shorter message goes whole. In a longer one the last byte goes by itself: there is room for it only when there is room
 /// for all that precedes it, and so it shows when the rest has left.
 const SHORT: usize = 512;
@@ -41,7 +43,7 @@ pub(crate) struct Line {
     /// Cancelled when the connection has ended, or is to end.
     end: CancellationToken,
     began: Instant,
-    /// Milliseconds after `began` at which the peer was last heard.
+    /// Milliseconds after `began` at which the peer was last heard, or [`NEVER`].
     heard: AtomicU64,
 }
 
@@ -60,7 +62,7 @@ impl Line {
             added: Arc::default(),
             end: CancellationToken::new(),
             began: Instant::now(),
-            heard: AtomicU64::new(0),
+            heard: AtomicU64::new(NEVER),
         });
         let watch = watch(
             Arc::downgrade(&line),
@@ -69,6 +71,8 @@ impl Line {
             (limits.write_timeout, limits.idle_timeout),
         );
         tasks::spawn(watch);
+        let silent = expect_a_word(Arc::downgrade(&line), line.end.clone(), limits.idle_timeout);
+        tasks::spawn(silent);
         line
     }
 
@@ -104,19 +108,22 @@ impl Line {
             let Some(unsent) = unsent.upgrade() else {
                 return false;
             };
+            // it lives until its last byte has left its stream
             let mut rest = locked(&unsent.0);
-            if rest.moved.elapsed() >= write_timeout && !rest.data.is_empty() {
+            if rest.moved.elapsed() >= write_timeout {
                 *rest = Rest {
                     data: Bytes::new(),
-                    held: None,
+                    _held: None,
                     moved: rest.moved,
+                    begun: true,
                     thrown_away: true,
                 };
             }
             stalled += usize::from(rest.thrown_away);
-            rest.thrown_away || !rest.data.is_empty()
+            true
         });
-        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        let heard = self.heard.load(Ordering::Relaxed);
+        let heard = Duration::from_millis(if heard == NEVER { 0 } else { heard });
         let silent = self.began.elapsed().saturating_sub(heard);
         if stalled >= STALLED || (stalled > 0 && silent >= idle_timeout) {
             tracing::debug!(
@@ -126,6 +133,19 @@ impl Line {
             self.end.cancel();
         }
         !unsent.is_empty()
+    }
+}
+
+/// Ends a connection of which nothing was heard in its first `bound`.
+async fn expect_a_word(line: Weak<Line>, end: CancellationToken, bound: Duration) {
+    tokio::select! {
+        () = end.cancelled() => {}
+        () = tokio::time::sleep(bound) => {
+            let heard = line.upgrade().map(|line| line.heard.load(Ordering::Relaxed));
+            if heard == Some(NEVER) {
+                end.cancel();
+            }
+        }
     }
 }
 
@@ -161,18 +181,18 @@ struct Unsent(Mutex<Rest>);
 
 struct Rest {
     data: Bytes,
-    held: Option<Part>,
+    /// Until the answer has left, for a piece that was handed over may still wait: its room, and what a stop waits for.
+    _held: Option<(Part, TaskTrackerToken)>,
     moved: Instant,
+    begun: bool,
     thrown_away: bool,
 }
 
-/// The body of a gRPC answer, a long message of it in pieces. hyper hands a piece over when its stream may send a byte at
-/// least; it would hand over a whole message likewise, and end the body while its reader has room for little of it.
+/// The body of a gRPC answer, a long message of it in pieces. hyper takes a piece and waits until its stream may send a byte
+/// at least; it would take a whole message likewise, and end the body while its reader has room for little of it.
 pub(crate) struct Answer {
     unsent: Arc<Unsent>,
     trailers: Option<HeaderMap>,
-    /// Until then a stop waits.
-    _token: TaskTrackerToken,
 }
 
 impl Answer {
@@ -185,19 +205,16 @@ impl Answer {
     ) -> Answer {
         let rest = Rest {
             data,
-            held: Some(held),
+            _held: Some((held, token)),
             moved: Instant::now(),
+            begun: false,
             thrown_away: false,
         };
         let unsent = Arc::new(Unsent(Mutex::new(rest)));
         if let Some(line) = line {
             line.add(&unsent);
         }
-        Answer {
-            unsent,
-            trailers,
-            _token: token,
-        }
+        Answer { unsent, trailers }
     }
 }
 
@@ -205,17 +222,17 @@ impl Rest {
     fn piece(&mut self) -> Bytes {
         let length = match self.data.len() {
             1 => 1,
-            whole if whole <= SHORT && !self.is_begun() => whole,
+            whole if whole <= SHORT && !self.begun => whole,
             rest => PIECE.min(rest - 1),
         };
-        self.data.split_to(length)
-    }
-
-    /// Whether a piece was taken: the last byte of a long message is waited for.
-    fn is_begun(&self) -> bool {
-        self.held
-            .as_ref()
-            .is_some_and(|held| held.count() != self.data.len())
+        // the last byte of what is sent in pieces is waited for
+        self.begun = true;
+        let piece = self.data.split_to(length);
+        if self.data.len() > PIECE {
+            // a part of it would keep the whole in memory
+            return Bytes::copy_from_slice(&piece);
+        }
+        piece
     }
 }
 
@@ -232,12 +249,8 @@ impl Body for Answer {
             if rest.thrown_away {
                 return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
             }
-            let piece = (!rest.data.is_empty()).then(|| rest.piece());
             rest.moved = Instant::now();
-            if rest.data.is_empty() {
-                rest.held = None;
-            }
-            piece
+            (!rest.data.is_empty()).then(|| rest.piece())
         };
         let frame = match data {
             Some(data) => Some(Frame::data(data)),

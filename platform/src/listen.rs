@@ -101,7 +101,4 @@ pub(crate) fn http2(limits: &Limits) -> tonic::transport::Server {
         .http2_max_header_list_size(limits.header_bytes)
         .http2_keepalive_interval(Some(limits.idle_timeout))
         .http2_keepalive_timeout(Some(PING_BOUND))
-        .max_connection_age(limits.connection_age)
-        // streams that watch have no end of their own
-        .max_connection_age_grace(limits.request_timeout)
 }

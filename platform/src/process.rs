@@ -111,7 +111,15 @@ static SECOND: Second = Second {
 
 /// Resolves on a second signal, which then ends a delay and not the process.
 pub(crate) async fn hurried() {
+    /// Once nobody waits for it any more, a second signal exits.
+    struct Delayed;
+    impl Drop for Delayed {
+        fn drop(&mut self) {
+            SECOND.is_delayed.store(false, Ordering::SeqCst);
+        }
+    }
     SECOND.is_delayed.store(true, Ordering::SeqCst);
+    let _delayed = Delayed;
     SECOND.ends_delay.notified().await;
 }
 

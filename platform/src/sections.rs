@@ -219,7 +219,7 @@ pub struct Limits {
     /// An answer of which its reader takes nothing for so long is thrown away.
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
-    /// A gRPC connection is ended after this time, so that callers look for new replicas; its calls may finish.
+    /// A stream of health or reflection is ended after this time: they have no deadline.
     #[serde(with = "humantime_serde")]
     pub connection_age: Duration,
 }

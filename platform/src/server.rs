@@ -12,6 +12,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use crate::{
+    admission::Admission,
     bounds,
     certificates::Watched,
     config::{ClientAuth, Common, Limits},
@@ -201,7 +202,11 @@ impl Server {
             let listener = listen(socket, tls);
             listen::serve_http(listener, router, limits.clone(), closing.clone())
         };
-        let admin = self.admin.map(|socket| http_door(socket, None, admin));
+        let admin = self.admin.map(|socket| {
+            // its connections are not counted with the others: a probe finds its place
+            let listener = Listener::new(socket, None, &Admission::new(&limits), &limits);
+            listen::serve_http(listener, admin, limits.clone(), closing.clone())
+        });
         let http = http_door(self.http, http_tls, http);
         let service = self.service;
         crate::tasks::spawn(async move {

@@ -1,14 +1,25 @@
 //! The standard gRPC services that every service has: health and reflection. They have bounds of their own, because a full house
 //! must not look like a dead one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
+    body::{Body, HttpBody},
     extract::{Request, State},
     middleware::{self, Next},
     response::Response,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use http::HeaderMap;
+use hyper::body::{Bytes, Frame};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
+};
 use tonic::{Status, service::Routes};
 use tonic_health::pb::health_server::HealthServer;
 
@@ -23,7 +34,7 @@ use crate::{
     roles,
 };
 
-/// Calls at once, and streams, which have no deadline: they end with their connection.
+/// Calls at once, and streams, which have no deadline: they end after `limits.connection_age`.
 const CALLS: usize = 64;
 const STREAMS: usize = 64;
 /// Bytes of one message.
@@ -39,6 +50,7 @@ struct Inner {
     guarded: String,
     needs_certificate: bool,
     request_timeout: Duration,
+    connection_age: Duration,
     calls: Arc<Semaphore>,
     streams: Arc<Semaphore>,
 }
@@ -51,6 +63,7 @@ impl Standard {
             guarded: format!("/{name}/"),
             needs_certificate: guard.needs_certificate(),
             request_timeout: limits.request_timeout,
+            connection_age: limits.connection_age,
             calls: Arc::new(Semaphore::new(CALLS)),
             streams: Arc::new(Semaphore::new(STREAMS)),
         }))
@@ -118,6 +131,45 @@ impl Standard {
     }
 }
 
+/// The body of a stream without an end of its own. After a time it ends with UNAVAILABLE: its caller may ask again.
+struct Aging {
+    body: Body,
+    until: Pin<Box<Sleep>>,
+    ended: bool,
+}
+
+impl Aging {
+    fn new(body: Body, age: Duration) -> Aging {
+        Aging {
+            body,
+            until: Box::pin(tokio::time::sleep(age)),
+            ended: false,
+        }
+    }
+}
+
+impl HttpBody for Aging {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        if self.until.as_mut().poll(cx).is_pending() {
+            return Pin::new(&mut self.body).poll_frame(cx);
+        }
+        self.ended = true;
+        let old = Fault::new(Code::Unavailable, "the stream is old, begin another one");
+        let mut trailers = HeaderMap::new();
+        Status::from(old).add_header(&mut trailers).ok();
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
 /// Bounds what is not behind the guard of the service.
 async fn guard(State(standard): State<Standard>, request: Request, next: Next) -> Response {
     if request.uri().path().starts_with(&standard.0.guarded) {
@@ -133,7 +185,12 @@ async fn guard(State(standard): State<Standard>, request: Request, next: Next) -
         Ok(next.run(request).await)
     };
     match answered {
-        Ok(response) => response.map(|body| axum::body::Body::new(Held::new(body, permit))),
+        // a small answer is made, and may wait for its reader without keeping others from theirs
+        Ok(response) if is_unary => response,
+        Ok(response) => response.map(|body| {
+            let body = Aging::new(body, standard.0.connection_age);
+            Body::new(Held::new(body, permit))
+        }),
         Err(_) => {
             let late = "the deadline passed before there was an answer";
             Status::from(Fault::new(Code::DeadlineExceeded, late)).into_http()

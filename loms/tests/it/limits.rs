@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use serde_json::json;
 use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -109,5 +110,29 @@ async fn a_deadline_that_passes_is_told_in_time() {
     assert_eq!(app.create(3, &[(7, 1)]).await.status, "awaiting payment");
     let of_two = "SELECT count(*) FROM loms.user_order WHERE user_id = 2";
     assert_eq!(oracle::count(&pool, of_two).await, 0);
+    app.finish().await;
+}
+
+/// A stream that watches has no deadline and no end of its own; calls on its connection go on.
+#[tokio::test]
+async fn streams_that_watch_end_and_calls_go_on() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({"limits": {"connection_age": "1s"}})).await;
+    app.receive("d1", &[(1, 7, 9)]).await.unwrap();
+    let mut health = HealthClient::new(app.channel.clone());
+    let watch = health.watch(HealthCheckRequest::default()).await;
+    let mut watch = watch.unwrap().into_inner();
+    let ends = async {
+        loop {
+            match watch.message().await {
+                Ok(Some(_)) => {}
+                ended => break ended,
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(20), ends).await;
+    let status = ended.expect("an end").expect_err("a reason");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    app.stocks(7).await;
     app.finish().await;
 }

@@ -16,6 +16,29 @@ use crate::{
 /// A flag and a length.
 const PREFIX: usize = 5;
 
+/// Bytes of memory that a header takes beside its own.
+const HEADER: usize = 64;
+/// As much is free: no usual call has more.
+const FREE_HEADERS: usize = 4 * 1024;
+
+/// Room for headers that are many: compressed, they are sent for much less than they take here.
+///
+/// # Errors
+/// There is none.
+pub(super) fn room_of_headers(
+    headers: &HeaderMap,
+    admission: &Admission,
+    share: &Arc<Share>,
+) -> Result<Option<Part>, Fault> {
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + HEADER);
+    match sizes.sum::<usize>().saturating_sub(FREE_HEADERS) {
+        0 => Ok(None),
+        bytes => Ok(Some(admission.bytes(share, bytes)?)),
+    }
+}
+
 /// A message with its prefix, and the room that it takes.
 pub(super) struct Message {
     pub(super) data: Bytes,

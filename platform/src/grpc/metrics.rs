@@ -7,6 +7,9 @@ use std::{
 };
 
 use prometheus::{CounterVec, HistogramOpts, HistogramVec, Opts};
+use tracing::Span;
+
+use crate::error::go_name;
 
 #[derive(Clone)]
 pub(super) struct Metrics {
@@ -64,4 +67,19 @@ pub fn registered<M: prometheus::core::Collector + Clone + Any>(
     let metric = metric.expect("a well-formed metric");
     prometheus::register(Box::new(metric.clone())).expect("a metric name of its own");
     metric
+}
+
+/// Notes how a call ended; what somebody should look at is an error to whoever reads the trace.
+pub(crate) fn record_code(span: &Span, code: tonic::Code) {
+    span.record("rpc.code", go_name(code));
+    if matches!(
+        code,
+        tonic::Code::Unknown
+            | tonic::Code::DeadlineExceeded
+            | tonic::Code::Internal
+            | tonic::Code::Unavailable
+            | tonic::Code::DataLoss
+    ) {
+        span.record("otel.status_code", "ERROR");
+    }
 }
