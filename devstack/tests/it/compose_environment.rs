@@ -108,6 +108,25 @@ fn the_operator_can_show_who_he_is() {
 }
 
 #[test]
+fn a_container_has_the_time_that_its_service_takes_to_stop() {
+    let compose = Compose::load("docker-compose.yaml");
+    let seconds = |text: &serde_yaml::Value| -> u64 {
+        let text = text.as_str().unwrap();
+        text.strip_suffix('s').unwrap().parse().unwrap()
+    };
+    for name in ["checkout", "loms", "notifications"] {
+        let config = configuration(compose.service(name));
+        let takes = seconds(&config["shutdown_delay"]) + seconds(&config["shutdown_grace"]);
+        assert!(
+            takes > seconds(&config["shutdown_grace"]),
+            "{name} has no delay"
+        );
+        let has = seconds(&compose.service(name).spec["stop_grace_period"]);
+        assert!(has >= takes + 5, "{name}: {has} s");
+    }
+}
+
+#[test]
 fn databases_are_made_as_the_services_name_them() {
     let compose = Compose::load("docker-compose.yaml");
     for name in ["checkout", "loms", "notifications"] {

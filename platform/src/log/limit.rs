@@ -62,7 +62,8 @@ impl Limiter {
                 (told.since, told.lines) = (now, 0);
             }
             if told.lines >= most {
-                told.left_out += 1;
+                // with those of its cause that would have been told with it
+                told.left_out += 1 + left_out;
                 return None;
             }
             told.lines += 1;
