@@ -50,7 +50,8 @@ pub struct Config {
     /// Bounds of the doors.
     #[serde(default)]
     pub limits: Limits,
-    /// Between the signal to stop and the end of new calls: time for callers and balancers to see that it is not ready.
+    /// Between the signal to stop and the end of new calls: time for callers and balancers to see
+    /// that it is not ready.
     #[serde(default, with = "humantime_serde")]
     pub shutdown_delay: Duration,
     /// How long stopping may take.

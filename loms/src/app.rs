@@ -35,7 +35,8 @@ use crate::{
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations/loms");
 
 const SERVICE: &str = "loms";
-/// Bytes of an order as JSON: 10,000 lines, as many as `orders.max_lines` allows, of 100 bytes each.
+/// Bytes of an order as JSON: 10,000 lines, as many as `orders.max_lines` allows, of 100 bytes
+/// each.
 const ORDER_BYTES: usize = 1024 * 1024;
 
 /// Brings the schema up to date, on a database that has been away for at most `wait`.

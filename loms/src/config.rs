@@ -52,7 +52,8 @@ pub struct Config {
     pub log: LogConfig,
     #[serde(default)]
     pub limits: Limits,
-    /// Between the signal to stop and the end of new calls: time for callers and balancers to see that it is not ready.
+    /// Between the signal to stop and the end of new calls: time for callers and balancers to see
+    /// that it is not ready.
     #[serde(default, with = "humantime_serde")]
     pub shutdown_delay: Duration,
     #[serde(default = "defaults::shutdown_grace", with = "humantime_serde")]

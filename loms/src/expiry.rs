@@ -32,8 +32,8 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// and the sweeper holds the stock that new orders wait for.
 const REST: f64 = 0.65;
 
-/// An order that cannot be cancelled is left alone for so long: its rows are not what they must be, until an operator mends
-/// them, and the others go on.
+/// An order that cannot be cancelled is left alone for so long: its rows are not what they must be,
+/// until an operator mends them, and the others go on.
 const LEFT_OUT: Duration = Duration::from_secs(60);
 /// Orders that are left out at once; more of them are tried with the others.
 const MOST_LEFT_OUT: usize = 1_000;
@@ -128,8 +128,9 @@ impl Sweeper {
         cancel(tx, due).await
     }
 
-    /// Cancels orders whose stock no other session has locked: a locked row keeps only those waiting that need it. Here the
-    /// stock is locked before the orders; SKIP LOCKED never waits, so that no order of locks is broken.
+    /// Cancels orders whose stock no other session has locked: a locked row keeps only those
+    /// waiting that need it. Here the stock is locked before the orders; SKIP LOCKED never waits,
+    /// so that no order of locks is broken.
     async fn cancel_free(&self, db: &mut Db, due: &mut Due) -> pg::Result<()> {
         let mut tx = db.begin().await?;
         let free = store::lock_free_stock_of_due_orders(&mut tx).await?;
@@ -138,7 +139,8 @@ impl Sweeper {
         cancel(tx, due).await
     }
 
-    /// After a batch of which one order's rows are not what they must be: that order is told by name and left out.
+    /// After a batch of which one order's rows are not what they must be: that order is told by
+    /// name and left out.
     async fn cancel_one_by_one(&mut self, db: &mut Db, due: &Due) -> pg::Result<Due> {
         let mut cancelled = Due::new();
         for (order, late) in due {

@@ -279,7 +279,8 @@ async fn store_all(db: &mut Db, landed: &[Landed]) -> pg::Result<()> {
     transaction.commit().await
 }
 
-/// The same one by one, after PostgreSQL refused one of them: that one is given up without its words.
+/// The same one by one, after PostgreSQL refused one of them: that one is given up without its
+/// words.
 async fn store_each(db: &mut Db, landed: &[Landed]) -> pg::Result<()> {
     for one in landed {
         match store_all(db, std::slice::from_ref(one)).await {

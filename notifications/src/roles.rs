@@ -2,7 +2,8 @@
 
 use platform::roles::{Methods, Role};
 
-/// Every RPC of the service and the roles that may call it. A method that is missing here is refused.
+/// Every RPC of the service and the roles that may call it. A method that is missing here is
+/// refused.
 pub const METHODS: Methods = &[(
     "/notifications.Notifications/GetHistoryWithPeriod",
     Role::ANY,

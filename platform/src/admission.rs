@@ -1,5 +1,6 @@
-//! What a process takes on at once: connections, calls that are worked on, bytes of requests and answers. What is over a bound
-//! is refused at once, nothing queues; and one peer may hold only a part, so that others find room beside it.
+//! What a process takes on at once: connections, calls that are worked on, bytes of requests and
+//! answers. What is over a bound is refused at once, nothing queues; and one peer may hold only a
+//! part, so that others find room beside it.
 
 use std::{
     collections::HashMap,

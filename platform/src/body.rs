@@ -15,7 +15,8 @@ use crate::http::problem;
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) bytes: usize,
-    /// What is read and forgotten of a body over the limit. A client that is cut off while it writes never sees why.
+    /// What is read and forgotten of a body over the limit. A client that is cut off while it
+    /// writes never sees why.
     pub(crate) discarded: usize,
     /// For the whole of it to arrive.
     pub(crate) time: Duration,
@@ -40,7 +41,8 @@ pub(crate) async fn receive(
     }
 }
 
-/// Whether a body has come with its head, as a rule: hyper reads so much at once, and what it has read it can discard.
+/// Whether a body has come with its head, as a rule: hyper reads so much at once, and what it has
+/// read it can discard.
 pub(crate) fn is_small(body: &Body) -> bool {
     body.size_hint().exact().is_some() && !is_over(body, 4_096)
 }

@@ -1,4 +1,5 @@
-//! What a setting may be. One beyond its bounds would start a service that waits for ever, never, or counts in vain.
+//! What a setting may be. One beyond its bounds would start a service that waits for ever, never,
+//! or counts in vain.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -6,7 +7,8 @@ use crate::error::StartError;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Of one wait: a millisecond is the least that PostgreSQL, which counts in them, does not take for none.
+/// Of one wait: a millisecond is the least that PostgreSQL, which counts in them, does not take for
+/// none.
 const WAIT: (Duration, Duration) = (Duration::from_millis(1), DAY);
 /// Of what lasts: until an order expires, a key is forgotten.
 const PERIOD: (Duration, Duration) = (

@@ -95,7 +95,7 @@ pub enum Detail {
     /// `google.rpc.BadRequest`
     Fields {
         violations: Vec<Violation>,
-        /// How many there were besides, which nobody kept.
+        /// How many violations there were besides, beyond those that are kept.
         more: usize,
     },
     /// `google.rpc.ErrorInfo` with a stable reason

@@ -1,5 +1,5 @@
-//! What every call goes through, whether it came over gRPC or HTTP: who may call, bounds of what is taken on, one span and trace
-//! id, a deadline, panics caught, one histogram.
+//! What every call goes through, whether it came over gRPC or HTTP: who may call, bounds of what is
+//! taken on, one span and trace id, a deadline, panics caught, one histogram.
 
 mod message;
 mod metrics;
@@ -43,8 +43,8 @@ use crate::{
 /// The trace id of every answer.
 pub const TRACE_ID: &str = "x-trace-id";
 
-/// An answer of at most so many bytes is given whatever room there is, that of its request. Of what writes, only an order
-/// without the stock has a larger one, and that may be placed again.
+/// An answer of at most so many bytes is given whatever room there is, that of its request. Of what
+/// writes, only an order without the stock has a larger one, and that may be placed again.
 pub(crate) const SMALL_ANSWER: usize = 4 * 1024;
 
 /// What every call of a service goes through; clones share the bounds.
@@ -84,7 +84,8 @@ impl Guard {
         &self.0.admission
     }
 
-    /// Whether a call may be read at all: its caller may make it, over a connection that is not one too many.
+    /// Whether a call may be read at all: its caller may make it, over a connection that is not one
+    /// too many.
     fn admit(&self, request: &mut Request<Body>) -> Result<(), Fault> {
         if let Some(Refused(fault)) = request.extensions_mut().remove() {
             return Err(fault);
@@ -100,7 +101,8 @@ impl Guard {
         Ok(())
     }
 
-    /// From now on answers over HTTP end their connections: their callers should come back elsewhere.
+    /// From now on answers over HTTP end their connections: their callers should come back
+    /// elsewhere.
     pub(crate) fn leave(&self) {
         self.0.leaving.store(true, Ordering::Relaxed);
     }
@@ -129,7 +131,8 @@ impl Guard {
     }
 }
 
-/// That a call is refused before it is read; it comes with the request, so that it is counted by its method.
+/// That a call is refused before it is read; it comes with the request, so that it is counted by
+/// its method.
 #[derive(Clone)]
 pub(crate) struct Refused(pub(crate) Fault);
 

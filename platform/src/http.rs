@@ -38,8 +38,8 @@ use crate::{
 /// Bytes of a body, unless its route says otherwise: ten times those of any request without a list.
 const BODY_BYTES: usize = 16 * 1024;
 
-/// A POST route for one RPC, with a body of at most 16 KiB. `call` is the generated client's method over the guarded
-/// service.
+/// A POST route for one RPC, with a body of at most 16 KiB. `call` is the generated client's method
+/// over the guarded service.
 pub fn rpc<Req, Resp, F, Fut>(call: F) -> MethodRouter
 where
     Req: Message + Name + Default + 'static,
@@ -84,8 +84,8 @@ where
         .line()
         .map_or_else(Arc::default, |line| line.share().clone());
     let bounds = door.bounds(body_bytes);
-    // one for whose body there is no room, or that shows no certificate where one is needed, is turned away by the guard,
-    // which knows its method, and its body is not read
+    // one for whose body there is no room, or that shows no certificate where one is needed, is
+    // turned away by the guard, which knows its method, and its body is not read
     let room = if peer.is_verified() || !door.guard.needs_certificate() {
         door.room(&body, bounds.bytes, &share)
     } else {

@@ -1,5 +1,6 @@
-//! Reads the JSON of a request as grpc-gateway v2 does, straight into the message: no tree of the body is built, so that
-//! a body costs little more memory than its own bytes. The protobuf descriptor says which fields there are.
+//! Reads the JSON of a request as grpc-gateway v2 does, straight into the message: no tree of the
+//! body is built, so that a body costs little more memory than its own bytes. The protobuf
+//! descriptor says which fields there are.
 
 mod number;
 mod request;
@@ -14,16 +15,18 @@ use crate::error::{Code, Fault};
 
 /// Levels of objects and arrays, the body's own among them. The contract has three.
 pub const NESTING: usize = 32;
-/// Entries of one repeated field. `orders.max_lines` is the bound of an order; this one is of what is read at all.
+/// Entries of one repeated field. `orders.max_lines` is the bound of an order; this one is of what
+/// is read at all.
 pub const ENTRIES: usize = 10_000;
 
 /// Reads `body` as the message `shape`, which is that of `M`. An empty body is `{}`.
 ///
-/// Integers are numbers or strings, both spellings of a field name are read, nulls and unknown fields are ignored.
+/// Integers are numbers or strings, both spellings of a field name are read, nulls and unknown
+/// fields are ignored.
 ///
 /// # Errors
-/// INVALID_ARGUMENT: with line and column if the body is no JSON, with every wrong field if it is. A field given twice is
-/// wrong, and so is one that is spelled in other upper and lower case.
+/// INVALID_ARGUMENT: with line and column if the body is no JSON, with every wrong field if it is.
+/// A field given twice is wrong, and so is one that is spelled in other upper and lower case.
 pub fn read<M: Message + Default>(shape: &MessageDescriptor, body: &[u8]) -> Result<M, Fault> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let at = error.valid_up_to();
@@ -49,7 +52,8 @@ fn invalid(message: impl Into<String>) -> Fault {
     Fault::new(Code::InvalidArgument, message)
 }
 
-/// serde_json's own words for a mistake in the syntax, placed in the whole of `text`; it has read on from `start`.
+/// serde_json's own words for a mistake in the syntax, placed in the whole of `text`; it has read
+/// on from `start`.
 fn syntax(text: &str, start: usize, error: &serde_json::Error) -> Fault {
     let lines = text.as_bytes()[start..].split(|byte| *byte == b'\n');
     let before: usize = lines

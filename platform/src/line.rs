@@ -1,6 +1,7 @@
-//! A connection of a server, and its answers that are not read yet. HTTP/2 lets a peer keep its window shut: what waits for it
-//! takes memory, so it has a time. The rest of an answer that does not move for so long is thrown away, and a connection with
-//! many of these is closed; one slow reader behind a gateway loses its answer, not the others' connection.
+//! A connection of a server, and its answers that are not read yet. HTTP/2 lets a peer keep its
+//! window shut: what waits for it takes memory, so it has a time. The rest of an answer that does
+//! not move for so long is thrown away, and a connection with many of these is closed; one slow
+//! reader behind a gateway loses its answer, not the others' connection.
 
 use std::{
     io,
@@ -30,8 +31,8 @@ const STALLED: usize = 8;
 const PIECE: usize = 16 * 1024;
 /// Nothing was read yet.
 const NEVER: u64 = u64::MAX;
-/// A shorter message goes whole. In a longer one the last byte goes by itself: there is room for it only when there is room
-/// for all that precedes it, and so it shows when the rest has left.
+/// A shorter message goes whole. In a longer one the last byte goes by itself: there is room for it
+/// only when there is room for all that precedes it, and so it shows when the rest has left.
 const SHORT: usize = 512;
 
 /// What is known of a connection while it, or an answer on it, lives.
@@ -181,15 +182,17 @@ struct Unsent(Mutex<Rest>);
 
 struct Rest {
     data: Bytes,
-    /// Until the answer has left, for a piece that was handed over may still wait: its room, and what a stop waits for.
+    /// Until the answer has left, for a piece that was handed over may still wait: its room, and
+    /// what a stop waits for.
     _held: Option<(Part, TaskTrackerToken)>,
     moved: Instant,
     begun: bool,
     thrown_away: bool,
 }
 
-/// The body of a gRPC answer, a long message of it in pieces. hyper takes a piece and waits until its stream may send a byte
-/// at least; it would take a whole message likewise, and end the body while its reader has room for little of it.
+/// The body of a gRPC answer, a long message of it in pieces. hyper takes a piece and waits until
+/// its stream may send a byte at least; it would take a whole message likewise, and end the body
+/// while its reader has room for little of it.
 pub(crate) struct Answer {
     unsent: Arc<Unsent>,
     trailers: Option<HeaderMap>,

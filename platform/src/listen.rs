@@ -81,9 +81,11 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Streams of a connection: a client with more calls waits with them, one that floods opens no more.
+/// Streams of a connection: a client with more calls waits with them, one that floods opens no
+/// more.
 const STREAMS: u32 = 128;
-/// Resets that we are made to send, and streams that were reset before they were accepted: a connection with more ends.
+/// Resets that we are made to send, and streams that were reset before they were accepted: a
+/// connection with more ends.
 const LOCAL_RESETS: usize = 1024;
 const PENDING_RESETS: usize = 20;
 /// Bytes that a peer may send before they are read.

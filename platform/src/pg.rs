@@ -28,7 +28,8 @@ pub(crate) fn connect_options(
     Ok(options::connect_options(config)?.application_name(application))
 }
 
-/// One connection, for a command that does one thing. Behind a transaction pooler it does that in transactions.
+/// One connection, for a command that does one thing. Behind a transaction pooler it does that in
+/// transactions.
 ///
 /// # Errors
 /// [`StartError`] for a connection string that is none; [`Unavailable`] with what PostgreSQL, or the network, said.

@@ -123,7 +123,8 @@ pub(crate) async fn hurried() {
     SECOND.ends_delay.notified().await;
 }
 
-/// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin. A second signal exits at once, or ends `shutdown_delay`.
+/// Resolves on SIGTERM, SIGINT or, if asked, the end of stdin. A second signal exits at once, or
+/// ends `shutdown_delay`.
 ///
 /// # Errors
 /// Signal handlers could not be installed.

@@ -38,10 +38,12 @@ impl Role {
     }
 }
 
-/// The config's `roles`: a DNS or URI name of a certificate, exactly, and what its owner is; [`EVERYBODY`].
+/// The config's `roles`: a DNS or URI name of a certificate, exactly, and what its owner is;
+/// [`EVERYBODY`].
 pub type Roles = BTreeMap<String, Vec<Role>>;
 
-/// Reads `roles:` where there is such a key. With nothing under it nobody is named, which is not the same as no key.
+/// Reads `roles:` where there is such a key. With nothing under it nobody is named, which is not
+/// the same as no key.
 ///
 /// # Errors
 /// What is there is no table of roles.
@@ -49,8 +51,8 @@ pub fn given<'de, D: serde::Deserializer<'de>>(reader: D) -> Result<Option<Roles
     Option::<Roles>::deserialize(reader).map(|roles| Some(roles.unwrap_or_default()))
 }
 
-/// The name in `roles` of every caller, with a certificate or without. No certificate can have it: a DNS name with an
-/// asterisk has a dot.
+/// The name in `roles` of every caller, with a certificate or without. No certificate can have it:
+/// a DNS name with an asterisk has a dot.
 pub const EVERYBODY: &str = "*";
 
 /// Whether these roles let nobody in without a certificate.

@@ -202,9 +202,11 @@ pub struct Limits {
     /// The longest that a call may take, whatever its caller allows.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
-    /// Calls that are worked on, from their whole message to the answer made; one more is RESOURCE_EXHAUSTED at once.
+    /// Calls that are worked on, from their whole message to the answer made; one more is
+    /// RESOURCE_EXHAUSTED at once.
     pub in_flight: usize,
-    /// Bytes of requests that arrive and of answers that leave, all together; more is RESOURCE_EXHAUSTED at once.
+    /// Bytes of requests that arrive and of answers that leave, all together; more is
+    /// RESOURCE_EXHAUSTED at once.
     pub memory: usize,
     /// Connections over both ports; of more, some are told so and the rest are closed.
     pub connections: usize,

@@ -97,9 +97,9 @@ impl Server {
         self.admin.as_ref().map(local)
     }
 
-    /// Serves until `shutdown` or until a worker fails, then drains; for `shutdown_delay` before that it serves on, and only
-    /// says that it will not. Returns when tracked work and workers are finished,
-    /// or when `shutdown_grace` is over.
+    /// Serves until `shutdown` or until a worker fails, then drains; for `shutdown_delay` before
+    /// that it serves on, and only says that it will not. Returns when tracked work and workers are
+    /// finished, or when `shutdown_grace` is over.
     ///
     /// # Errors
     /// A worker that failed, a door that broke, or work that was cut by the bound.

@@ -1,5 +1,5 @@
-//! The standard gRPC services that every service has: health and reflection. They have bounds of their own, because a full house
-//! must not look like a dead one.
+//! The standard gRPC services that every service has: health and reflection. They have bounds of
+//! their own, because a full house must not look like a dead one.
 
 use std::{
     pin::Pin,
@@ -69,7 +69,8 @@ impl Standard {
         }))
     }
 
-    /// The routes with health and reflection, which serves `descriptors`; every answer has a trace id.
+    /// The routes with health and reflection, which serves `descriptors`; every answer has a trace
+    /// id.
     ///
     /// # Errors
     /// Descriptors that cannot be read.
@@ -131,7 +132,8 @@ impl Standard {
     }
 }
 
-/// The body of a stream without an end of its own. After a time it ends with UNAVAILABLE: its caller may ask again.
+/// The body of a stream without an end of its own. After a time it ends with UNAVAILABLE: its
+/// caller may ask again.
 struct Aging {
     body: Body,
     until: Pin<Box<Sleep>>,

@@ -154,7 +154,8 @@ fn provider(service: &'static str, jaeger: &JaegerConfig) -> TracerProvider {
     builder.build()
 }
 
-/// h2 warns of each odd frame that a peer sends: millions of lines in seconds, which say nothing of the service.
+/// h2 warns of each odd frame that a peer sends: millions of lines in seconds, which say nothing of
+/// the service.
 fn without_noise(wanted: Targets) -> Targets {
     if wanted.iter().any(|(target, _)| target.starts_with("h2")) {
         return wanted;

@@ -1,5 +1,6 @@
-//! What a body costs to read, as the kernel sees it, with the allocator that the services have. Each body is read by a
-//! process of its own, which has freed nothing before that could be used again without being seen.
+//! What a body costs to read, as the kernel sees it, with the allocator that the services have.
+//! Each body is read by a process of its own, which has freed nothing before that could be used
+//! again without being seen.
 
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 

@@ -20,8 +20,8 @@ const ROUTES: &str = "routes.txt";
 const EXAMPLES: &str = "examples.json";
 /// The components of an error body, as `platform::error::json_body` writes it.
 const REFUSALS: &str = "refusals.json";
-/// What the services check of a field, by its full name, in the words of JSON Schema. `orders.max_lines` can be set; its
-/// default is here.
+/// What the services check of a field, by its full name, in the words of JSON Schema.
+/// `orders.max_lines` can be set; its default is here.
 const BOUNDS: &str = "bounds.json";
 
 /// As much of google/api/annotations.proto as the routes need.

@@ -1,5 +1,5 @@
-//! Pins the JSON that HTTP clients get: proto3 JSON as grpc-gateway v2 writes it. How requests are read is tested where it
-//! is done, in `platform`.
+//! Pins the JSON that HTTP clients get: proto3 JSON as grpc-gateway v2 writes it. How requests are
+//! read is tested where it is done, in `platform`.
 
 use proto::{cart, loms, notifications};
 use serde::Serialize;

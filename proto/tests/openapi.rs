@@ -310,7 +310,8 @@ fn is_read<M: Message + Name + Default>(body: &Value) -> bool {
     json::read::<M>(&shape, body.to_string().as_bytes()).is_ok()
 }
 
-/// Bodies that are read and fit, that are not read and do not fit, and that are read and then refused by the service.
+/// Bodies that are read and fit, that are not read and do not fit, and that are read and then
+/// refused by the service.
 #[track_caller]
 fn agree<M: Message + Name + Default>(
     checked: &mut Checked,

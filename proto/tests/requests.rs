@@ -1,5 +1,5 @@
-//! Holds the requests that have a route against the reader of JSON: a new field of a kind that it does not read would
-//! be refused for ever.
+//! Holds the requests that have a route against the reader of JSON: a new field of a kind that it
+//! does not read would be refused for ever.
 
 use platform::json;
 use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};

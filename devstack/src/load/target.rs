@@ -101,7 +101,7 @@ impl Target {
         let services = stack.parts().0.iter_mut();
         let loms = services.filter(|service| service.name() == "loms");
         for service in loms.chain(&mut self.others) {
-            // a LOMS that is killed leaves its lease behind, and nobody sends events until it has lapsed
+            // stopped, not killed: a killed LOMS keeps its lease, and events wait until it ends
             service.stop().await?;
             configure(service.config(), |config| merge(config, changes))?;
             service.start_again().await?;

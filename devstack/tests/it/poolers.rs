@@ -1,5 +1,6 @@
-//! The services behind PgBouncer as Debian has it, in both modes: calls and workers work, waits have their bounds, and nothing
-//! is left on the servers' sessions for the clients that get them next.
+//! The services behind PgBouncer as Debian has it, in both modes: calls and workers work, waits
+//! have their bounds, and nothing is left on the servers' sessions for the clients that get them
+//! next.
 
 use std::{
     collections::BTreeSet,
@@ -35,7 +36,8 @@ use crate::{
 };
 
 const SKU: u32 = 85_123_001;
-/// Server connections that PgBouncer may open: fewer than a service asks for, so that they change hands.
+/// Server connections that PgBouncer may open: fewer than a service asks for, so that they change
+/// hands.
 const SERVERS: usize = 4;
 
 struct PgBouncer {

@@ -1,5 +1,6 @@
-//! Two releases side by side: the one before (`PREVIOUS_RELEASE`, which .ci/previous builds) on this one's schema, and each
-//! service of one beside the others of the other, on the way here and on the way back.
+//! Two releases side by side: the one before (`PREVIOUS_RELEASE`, which .ci/previous builds) on
+//! this one's schema, and each service of one beside the others of the other, on the way here and
+//! on the way back.
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
@@ -68,7 +69,8 @@ impl Shop {
             ..Options::new(old.clone())
         };
         let mut stack = Stack::start(&options).await.unwrap();
-        // CancelOrder of the release before fails for an owner whose search_path has the service's schema
+        // CancelOrder of the release before fails for an owner whose search_path has the service's
+        // schema
         let admin = stack.admin_database("loms").unwrap();
         let admin = PgPool::connect(&admin).await.unwrap();
         // of this database alone: other tests have the same owner
@@ -113,7 +115,7 @@ impl Shop {
             .unwrap()
     }
 
-    /// Replaces a service. A user's purchase finds LOMS stopped and is left for whoever comes after.
+    /// Replaces a service. One purchase finds LOMS stopped; the services that start next finish it.
     async fn replace(&mut self, name: &str, release: &Binaries) {
         let user = 1_000 + i64::from(self.trades);
         let caller = Caller(self.stack.clients().unwrap());
@@ -137,7 +139,8 @@ impl Shop {
         self.interrupted.push(user);
     }
 
-    /// Buy, pay, cancel, expire, a shortage, a delivery, what was begun before; then both audits and the history.
+    /// Buy, pay, cancel, expire, a shortage, a delivery, what was begun before; then both audits
+    /// and the history.
     async fn trade(&mut self, step: &str) {
         eprintln!("{step}");
         self.trades += 1;
@@ -187,7 +190,8 @@ impl Shop {
         order
     }
 
-    /// The same key answers the same order and pays it; what LOMS was not there for has an order now, one.
+    /// The same key answers the same order and pays it; what LOMS was not there for has an order
+    /// now, one.
     async fn finish_what_was_begun(&mut self, caller: &Caller) {
         if let Some(Left { user, key, order }) = self.left.take() {
             assert_eq!(caller.purchase(user, &key).await.unwrap(), order);
@@ -305,8 +309,8 @@ async fn every_step_of_an_upgrade_and_of_a_rollback_sells() {
     shop.stack.stop().await.unwrap();
 }
 
-/// A rolling upgrade: replicas of both releases on one database, each with a relay. Each is killed once, so that what it held
-/// of the outbox falls to the other.
+/// A rolling upgrade: replicas of both releases on one database, each with a relay. Each is killed
+/// once, so that what it held of the outbox falls to the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_of_both_releases_share_an_outbox() {
     const ORDERS: i64 = 100;

@@ -1,5 +1,5 @@
-//! What a caller sends, or does not read, stops nothing: each attack once, small, on a process of its own. `ATTACK_SCALE=20`
-//! makes them larger.
+//! What a caller sends, or does not read, stops nothing: each attack once, small, on a process of
+//! its own. `ATTACK_SCALE=20` makes them larger.
 
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ async fn floods_of_frames() {
     target.finish().await;
 }
 
-/// Messages that are announced and never come take the room that they asked for, and nobody's place.
+/// Messages that are announced and never sent take bytes, and no place of a call.
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_never_end() {
     let target = Target::start(json!({"request_timeout": "3s"})).await;
@@ -274,7 +274,8 @@ async fn mistakes_of_callers_are_theirs() {
     let method = "/loms.Loms/CreateOrder";
     let mut raw = target.raw(method).await;
     let mut stream = 1;
-    // a wrong wire type, an unknown one, a length that is longer than the message, a key that is no UTF-8
+    // a wrong wire type, an unknown one, a length that is longer than the message, a key that is no
+    // UTF-8
     for message in [&[8, 255][..], &[15, 1], &[18, 100, 1], &[26, 2, 255, 254]] {
         let call = raw.whole(stream, message);
         raw.say(&call).await;
@@ -333,7 +334,7 @@ async fn mistakes_of_callers_are_theirs() {
     target.finish().await;
 }
 
-/// Names that nobody has are no labels.
+/// Unknown method names do not become labels of metrics.
 #[tokio::test(flavor = "multi_thread")]
 async fn made_up_names_are_no_labels() {
     let target = Target::start(json!({"in_flight": 1})).await;

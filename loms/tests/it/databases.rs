@@ -178,7 +178,7 @@ async fn a_lost_row_is_a_fault_and_a_locked_one_is_not() {
     app.finish().await;
 }
 
-/// One order whose rows are not what they must be stands in nobody's way.
+/// An order with a lost row of stock does not stop the expiry of other orders.
 #[tokio::test]
 async fn an_order_that_cannot_expire_keeps_no_other_from_it() {
     let pool = crate::database().await;
@@ -325,7 +325,8 @@ async fn callers_who_leave_take_no_connection_with_them() {
     });
     let answers = futures::future::join_all(calls).await;
     assert!(answers.iter().all(Result::is_err));
-    // their connections wait for the lock, which says nothing about the database: readiness looks every second
+    // their connections wait for the lock, which says nothing about the database: readiness looks
+    // every second
     let until = Instant::now() + Duration::from_millis(1_500);
     while Instant::now() < until {
         assert_eq!(app.get("/readyz").await.status, 200);

@@ -22,7 +22,8 @@ pub(crate) const CONTINUATION: u8 = 9;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// A connection that says what it is told to say. What comes back is read and thrown away, unless nobody is to read it.
+/// A connection that sends any bytes. Answers are read and thrown away, except after
+/// [`Raw::unread`].
 pub(crate) struct Raw {
     writer: OwnedWriteHalf,
     unread: Option<OwnedReadHalf>,
@@ -73,7 +74,8 @@ impl Raw {
     }
 
     pub(crate) fn headers(&self) -> Vec<u8> {
-        // HPACK, RFC 7541: POST and http are in the static table, the rest are literals that are not indexed
+        // HPACK, RFC 7541: POST and http are in the static table, the rest are literals that are
+        // not indexed
         let mut block = vec![0x83, 0x86];
         literal(&mut block, 4, &self.path);
         literal(&mut block, 1, "localhost");

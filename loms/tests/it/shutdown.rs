@@ -96,7 +96,8 @@ async fn a_caller_who_only_watches_does_not_hold_it_up() {
     drop((watch, idle));
 }
 
-/// Balancers need a moment to see that it is not ready: until then new connections and calls are served as before.
+/// Balancers need a moment to see that it is not ready: until then new connections and calls are
+/// served as before.
 #[tokio::test]
 async fn new_calls_are_served_until_the_delay_is_over() {
     let pool = crate::database().await;

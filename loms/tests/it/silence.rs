@@ -87,7 +87,8 @@ const BOUND: Duration = Duration::from_millis(1000 + 1500 + 1000 + 1500);
 fn bounds(connection_string: &str) -> Value {
     let postgres = json!({"connection_string": connection_string, "acquire_timeout": "1s",
                           "lock_timeout": "400ms", "statement_timeout": "500ms",
-                          // silent ones keep most of the places until then, and forty callers want theirs at once
+                          // silent ones keep most of the places until then, and forty callers want
+                          // theirs at once
                           "reap_after": "2s"});
     // an idle relay is in no transaction; one that was silent in the middle of one is the relay until the server ends it
     let outbox = json!({"poll_interval": "3s", "broker_timeout": "500ms"});

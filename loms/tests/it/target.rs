@@ -18,7 +18,7 @@ use crate::{
 
 /// What an attack may add to the memory of a process that has been asked once, in KiB.
 const GROWTH: u64 = 96 * 1024;
-/// For a call of somebody else meanwhile.
+/// The longest that a call of another client may take meanwhile.
 const PROBE_BOUND: Duration = Duration::from_secs(3);
 
 /// A LOMS with an order of many lines, and a caller beside the attack.

@@ -219,9 +219,9 @@ async fn two_replays_at_once_put_every_letter_back() {
             values.dedup();
             assert_eq!(values.len(), 300, "each once");
         }
-        // The only partition belongs to one of them at a time. The other either took it before the first had committed,
-        // which the broker then refuses, or waited for it longer than it may. Each says so, and leaves the rest to the
-        // next replay.
+        // The only partition belongs to one of them at a time. The other either took it before the
+        // first had committed, which the broker then refuses, or waited for it longer than it may.
+        // Each says so, and leaves the rest to the next replay.
         [Err(said), _] | [_, Err(said)] => {
             let known = [
                 "it may be put back once more",

@@ -99,7 +99,8 @@ async fn a_429_pauses_the_whole_sender_and_is_no_attempt() {
     app.finish().await;
 }
 
-/// PostgreSQL takes no NUL: what somebody else says must not keep its own row, and all others, from being written.
+/// PostgreSQL takes no NUL: an error text of Telegram with one must not stop the writing of
+/// results.
 #[tokio::test]
 async fn what_telegram_says_is_stored_without_what_cannot_be() {
     let pool = crate::database().await;

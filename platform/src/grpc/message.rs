@@ -1,4 +1,5 @@
-//! The one message of a call, read before there is a call: room is taken for its length, not for what its sender may yet send.
+//! The one message of a call, read before there is a call: room is taken for its length, not for
+//! what its sender may yet send.
 
 use std::sync::Arc;
 
@@ -48,8 +49,8 @@ pub(super) struct Message {
 /// Reads a message of at most `limit` bytes to the end of its stream.
 ///
 /// # Errors
-/// INVALID_ARGUMENT: there is none, it breaks off, something follows it. RESOURCE_EXHAUSTED: it is too large, or there is no
-/// room. CANCELLED: its sender has gone.
+/// INVALID_ARGUMENT: there is none, it breaks off, something follows it. RESOURCE_EXHAUSTED: it is
+/// too large, or there is no room. CANCELLED: its sender has gone.
 pub(super) async fn read(
     mut body: Body,
     limit: usize,
@@ -91,7 +92,8 @@ pub(super) async fn read(
     }
 }
 
-/// The length that the prefix says, and the bytes to make room for: a compressed message may become as large as any.
+/// The length that the prefix says, and the bytes to make room for: a compressed message may become
+/// as large as any.
 fn announced(data: &[u8], limit: usize) -> Result<(usize, usize), Fault> {
     let [flag, length @ ..] = data else {
         return Err(invalid("the message breaks off"));
@@ -109,8 +111,8 @@ fn announced(data: &[u8], limit: usize) -> Result<(usize, usize), Fault> {
     }
 }
 
-/// How tonic and prost say INTERNAL of a message that they cannot read. It is its sender's fault, and nothing of ours is broken;
-/// a test of every RPC holds these words against what they say.
+/// How tonic and prost say INTERNAL of a message that they cannot read. It is its sender's fault,
+/// and nothing of ours is broken; a test of every RPC holds these words against what they say.
 const UNREADABLE: [&str; 3] = [
     "failed to decode Protobuf message",
     "Error decompressing",

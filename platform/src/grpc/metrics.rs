@@ -69,7 +69,8 @@ pub fn registered<M: prometheus::core::Collector + Clone + Any>(
     metric
 }
 
-/// Notes how a call ended; what somebody should look at is an error to whoever reads the trace.
+/// Records the code of a call in its span. Codes that an operator should look at mark the span as
+/// an error.
 pub(crate) fn record_code(span: &Span, code: tonic::Code) {
     span.record("rpc.code", go_name(code));
     if matches!(

@@ -1,4 +1,5 @@
-//! Bodies that clients have sent, or could have, and the messages that they have always been read as.
+//! Bodies that clients have sent, or could have, and the messages that they have always been read
+//! as.
 
 use proto::{
     cart::PurchaseRequest,

@@ -1,6 +1,7 @@
 //! Integers out of decimal text, exactly. A float in between would be another integer beyond 2^53.
 
-/// The integer that a JSON number is, however it is written; `None` for a fraction, and for what is far beyond 64 bits.
+/// The integer that a JSON number is, however it is written; `None` for a fraction, and for what is
+/// far beyond 64 bits.
 pub(super) fn of_number(text: &str) -> Option<i128> {
     let (negative, text) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -22,7 +23,8 @@ pub(super) fn of_number(text: &str) -> Option<i128> {
     scaled(negative, whole, fraction, exponent)
 }
 
-/// The integer that a string is: a JSON number, or digits with leading zeros or a plus, which clients have always sent.
+/// The integer that a string is: a JSON number, or digits with leading zeros or a plus, which
+/// clients have always sent.
 pub(super) fn of_string(text: &str) -> Option<i128> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if is_digits(digits) {

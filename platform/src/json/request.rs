@@ -1,4 +1,5 @@
-//! A request on its way from JSON to protobuf: each value is written as bytes of the message as soon as it is read.
+//! A request on its way from JSON to protobuf: each value is written as bytes of the message as
+//! soon as it is read.
 
 use std::fmt;
 
@@ -137,7 +138,8 @@ fn fields<'de, A: MapAccess<'de>>(
 /// What the key of an object says.
 enum Name {
     Of(FieldDescriptor),
-    /// Another field's name but for upper and lower case. Ignored, it would be order 0 for `orderId`.
+    /// Another field's name but for upper and lower case. Ignored, it would be order 0 for
+    /// `orderId`.
     Misspelt {
         written: String,
         right: FieldDescriptor,
@@ -243,7 +245,8 @@ impl<'a> Value<'a> {
     }
 }
 
-/// A message that is an object with its fields; those of google.protobuf and maps are written otherwise.
+/// A message that is an object with its fields; those of google.protobuf and maps are written
+/// otherwise.
 fn message(kind: &Kind) -> Option<MessageDescriptor> {
     let shape = kind.as_message()?;
     let is_special = shape.package_name() == "google.protobuf" || shape.is_map_entry();

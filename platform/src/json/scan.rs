@@ -1,5 +1,5 @@
-//! What serde_json lets pass in a value that it ignores: nesting without a bound, and half a surrogate pair. One look over
-//! the text, before anything is read of it.
+//! What serde_json lets pass in a value that it ignores: nesting without a bound, and half a
+//! surrogate pair. One look over the text, before anything is read of it.
 
 use super::NESTING;
 
@@ -30,7 +30,8 @@ pub(super) fn check(text: &str) -> Result<(), (&'static str, usize)> {
     Ok(())
 }
 
-/// The length of the escape that `bytes` begin with, with both halves of a pair; `None` for half a pair.
+/// The length of the escape that `bytes` begin with, with both halves of a pair; `None` for half a
+/// pair.
 fn escape(bytes: &[u8]) -> Option<usize> {
     match unit(bytes) {
         Some(0xd800..=0xdbff) => {

@@ -1,4 +1,5 @@
-//! Bounds how often one cause is told: what fails at a rate would fill a disk, and hide what else went wrong.
+//! Bounds how often one cause is told: what fails at a rate would fill a disk, and hide what else
+//! went wrong.
 
 use std::{
     collections::HashMap,
@@ -110,7 +111,8 @@ mod tests {
         // five a second; the first of a second says how many were left out
         assert_eq!(told.len(), 15);
         assert_eq!(told.iter().sum::<u64>(), 2 * 95);
-        // another cause is not hidden by it, and a thousand of them are as many lines as a place has
+        // another cause is not hidden by it, and a thousand of them are as many lines as a place
+        // has
         let at = began + Duration::from_secs(10);
         let others = (0..1_000).filter_map(|n| limiter.admit_at(at, metadata, &n.to_string()));
         assert_eq!(others.count(), OF_PLACE as usize);

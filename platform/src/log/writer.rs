@@ -1,5 +1,5 @@
-//! Writes lines to a stream that may not be read. A pipe that nobody reads blocks its writer: lines wait in bounded queues for
-//! a thread of their own, and what finds no room is lost and counted.
+//! Writes lines to a stream that may not be read. A pipe that nobody reads blocks its writer: lines
+//! wait in bounded queues for a thread of their own, and what finds no room is lost and counted.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +15,8 @@ use tracing::Level;
 
 use crate::grpc::registered;
 
-/// Lines and bytes that may wait. ERROR and WARN have a queue of their own, so that a flood of the others hides none of them.
+/// Lines and bytes that may wait. ERROR and WARN have a queue of their own, so that a flood of the
+/// others hides none of them.
 const IMPORTANT: Room = Room {
     lines: 1_024,
     bytes: 1 << 20,
@@ -102,7 +103,8 @@ impl State {
 }
 
 impl Writer {
-    /// Over a descriptor of its own: the lock of [`std::io::Stdout`] would be held for as long as the pipe is full.
+    /// Over a descriptor of its own: the lock of [`std::io::Stdout`] would be held for as long as
+    /// the pipe is full.
     fn of(stream: &impl AsFd) -> Writer {
         match stream.as_fd().try_clone_to_owned() {
             Ok(stream) => Writer::start(stream),

@@ -150,7 +150,8 @@ impl Database {
         )
     }
 
-    /// What readiness asks over. It counts apart from the callers' connections: those say nothing about the database.
+    /// What readiness asks over. It counts apart from the callers' connections: those say nothing
+    /// about the database.
     pub(crate) fn for_readiness(&self) -> Pool {
         let application = format!("{}-readiness", self.service());
         Pool::new(self.clone(), application.into(), 1, 1, false)
@@ -286,7 +287,8 @@ impl Database {
         trouble.state = found;
     }
 
-    /// From now on a database that is away is not waited for: what is left to do is done over connections that are there.
+    /// From now on a database that is away is not waited for: what is left to do is done over
+    /// connections that are there.
     pub(crate) fn stop(&self) {
         self.0.stopping.cancel();
     }

@@ -38,8 +38,8 @@ pub struct Db {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transaction {
     None,
-    /// By a statement outside of any. It is two messages with a pause between them; behind a transaction pooler they reach
-    /// the same server only inside a transaction.
+    /// By a statement outside of any. It is two messages with a pause between them; behind a
+    /// transaction pooler they reach the same server only inside a transaction.
     Implicit,
     Explicit,
 }
@@ -196,7 +196,8 @@ impl Db {
     }
 }
 
-/// Whether the server takes writes, and whether the session is in a transaction that it should not be in.
+/// Whether the server takes writes, and whether the session is in a transaction that it should not
+/// be in.
 const LOOK: &str = "SELECT current_setting('transaction_read_only') = 'off' AND NOT pg_is_in_recovery() AS writable,
      now() <> statement_timestamp() AS in_transaction";
 

@@ -61,7 +61,8 @@ pub(super) fn connect_options(config: &PostgresConfig) -> Result<PgConnectOption
         .statement_cache_capacity(config.statement_cache)
         .extra_float_digits(None)
         .log_statements(tracing::log::LevelFilter::Off)
-        // a busy disk makes every statement slow: a line for each would be a storm, latency is a metric
+        // a busy disk makes every statement slow: a line for each would be a storm, latency is a
+        // metric
         .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1)))
 }
 

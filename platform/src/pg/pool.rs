@@ -144,7 +144,8 @@ impl Pool {
         let Ok(done) =
             tokio::time::timeout(self.database().config().transaction_bound(), whole).await
         else {
-            // dropped, it is waited for. Longer than any time-out of the server: those that rest are silent too
+            // dropped, it is waited for. Longer than any time-out of the server: those that rest
+            // are silent too
             self.distrust();
             return Err(Error::silent().into());
         };
