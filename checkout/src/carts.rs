@@ -59,8 +59,8 @@ impl Carts {
         let pool = self.pool.clone();
         self.tasks
             .run("add to cart", async move {
-                pool.with_connection(async |db| add(db, user, asked, on_sale, deadline).await)
-                    .await
+                let write = async |db: &mut Db| add(db, user, asked, on_sale, deadline).await;
+                pool.with_row(user.get(), write).await
             })
             .await?
     }
@@ -73,8 +73,8 @@ impl Carts {
         let pool = self.pool.clone();
         self.tasks
             .run("delete from cart", async move {
-                pool.with_connection(async |db| delete(db, user, taken, deadline).await)
-                    .await
+                let write = async |db: &mut Db| delete(db, user, taken, deadline).await;
+                pool.with_row(user.get(), write).await
             })
             .await?
     }

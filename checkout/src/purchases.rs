@@ -148,7 +148,7 @@ impl Purchases {
         deadline: Deadline,
     ) -> Result<Begun, Error> {
         let decide = async |db: &mut Db| self.decide(db, user, key, deadline).await;
-        let begun = self.pool.with_connection(decide).await?;
+        let begun = self.pool.with_row(user.get(), decide).await?;
         fail_point!("purchase-begun", |_| std::process::abort());
         Ok(begun)
     }
@@ -289,7 +289,7 @@ impl Purchases {
     ) -> Result<bool, Error> {
         fail_point!("purchase-closing", |_| std::process::abort());
         let write = async |db: &mut Db| write_close(db, purchase, outcome).await;
-        if !self.pool.with_connection(write).await? {
+        if !self.pool.with_row(purchase.user.get(), write).await? {
             return Ok(false);
         }
         fail_point!("purchase-closed", |_| std::process::abort());

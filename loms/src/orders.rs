@@ -41,7 +41,7 @@ pub(crate) async fn change(
     event: Event,
 ) -> Result<(), Error> {
     let write = async |db: &mut Db| write_change(db, change, event).await;
-    if let Some(to) = pool.with_connection(write).await? {
+    if let Some(to) = pool.with_row(change.order.0, write).await? {
         count_transition(to, 1);
         relay.wake();
     }

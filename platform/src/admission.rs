@@ -19,6 +19,7 @@ use tokio::{
 use crate::{
     config::Limits,
     error::{Code, Detail, Fault},
+    peer::PeerId,
 };
 
 /// After a refusal for want of a place, no peer may hold more than half of the places for so long.
@@ -70,10 +71,21 @@ impl From<Bound> for Fault {
 }
 
 /// What one peer holds: the connections of one certificate, or one connection without.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Share {
+    pub(crate) peer: PeerId,
     places: AtomicUsize,
     bytes: AtomicUsize,
+}
+
+impl Default for Share {
+    fn default() -> Share {
+        Share {
+            peer: PeerId::unused(),
+            places: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        }
+    }
 }
 
 /// A part of a bound, until it is dropped.

@@ -242,7 +242,8 @@ where
     let span = span_of(&request);
     let trace_id = span.in_scope(telemetry::trace_id);
     let made = bounded(&shared, &bytes_of, (by, message.held), inner, request);
-    let (head, made) = made.instrument(span.clone()).await;
+    let made = share.peer.scope(made.instrument(span.clone()));
+    let (head, made) = made.await;
     drop((place, headers));
     record_code(&span, code_of(&head.headers));
     let response = match made {

@@ -1,7 +1,14 @@
 //! The other end of a connection: the names in the certificate that it has shown and the handshake has verified.
 
-use std::sync::Arc;
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
+use futures::future::Either;
 use rustls::pki_types::CertificateDer;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
@@ -46,6 +53,48 @@ impl Peer {
 
     pub(crate) fn line(&self) -> Option<&Arc<Line>> {
         self.line.as_ref()
+    }
+}
+
+tokio::task_local! {
+    static CURRENT: PeerId;
+}
+
+/// Tells one peer from another: the connections of one certificate, or one connection without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerId(u64);
+
+impl PeerId {
+    /// What belongs to no call.
+    const NONE: PeerId = PeerId(0);
+
+    /// One that nobody has.
+    pub(crate) fn unused() -> PeerId {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        PeerId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The peer whose call this task works on.
+    pub(crate) fn current() -> PeerId {
+        CURRENT.try_with(|peer| *peer).unwrap_or(PeerId::NONE)
+    }
+
+    /// Work for a call of this peer.
+    pub(crate) fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, work)
+    }
+
+    /// Work that a call hands to a task.
+    pub(crate) fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+        match PeerId::current() {
+            PeerId::NONE => Either::Left(work),
+            peer => Either::Right(peer.scope(work)),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test(number: u64) -> PeerId {
+        PeerId(number)
     }
 }
 

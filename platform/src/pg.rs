@@ -6,6 +6,7 @@ mod error;
 mod gauges;
 mod options;
 mod pool;
+mod queue;
 
 use sqlx::{Row as _, migrate::Migrator, postgres::PgConnectOptions};
 

@@ -11,6 +11,8 @@ use futures::FutureExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
+use crate::peer::PeerId;
+
 /// A handle on the tasks of one process; clones share them.
 #[derive(Clone, Default)]
 pub struct Tasks(Arc<Inner>);
@@ -104,7 +106,10 @@ impl Tasks {
         name: &'static str,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, TaskFailed> {
-        let tracked = self.0.tracked.spawn(work.in_current_span());
+        let tracked = self
+            .0
+            .tracked
+            .spawn(PeerId::carried(work).in_current_span());
         tracked.await.map_err(|error| {
             tracing::error!(task = name, error = %error, "task panicked");
             TaskFailed
@@ -113,7 +118,9 @@ impl Tasks {
 
     /// Starts tracked work that nobody waits for.
     pub fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.0.tracked.spawn(work.in_current_span());
+        self.0
+            .tracked
+            .spawn(PeerId::carried(work).in_current_span());
     }
 
     /// Cancelled when workers have to finish.

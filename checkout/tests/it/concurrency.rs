@@ -1,11 +1,13 @@
 //! A thousand calls at once: what they answer and what they leave is what some order of them, one after another, would.
 
+use std::time::{Duration, Instant};
+
 use futures::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::test_app::{TestApp, refused};
+use crate::test_app::{TestApp, eventually, refused};
 
 const USERS: i64 = 10;
 const SKUS: u32 = 20;
@@ -209,5 +211,57 @@ async fn purchases_between_adds_order_every_unit_once() {
     let ordered: u32 = ordered.map(|(_, count)| count).sum();
     assert!(orders.len() > 10, "{} orders", orders.len());
     assert_eq!(24 * (5 * 2 + 1), in_carts + ordered);
+    app.finish().await;
+}
+
+/// A cart that is locked, and many calls of its user: they wait for it on few of the connections.
+#[tokio::test]
+async fn the_calls_of_one_user_leave_the_others_room() {
+    let pool = crate::database().await;
+    let app = TestApp::start_with(pool, json!({"postgres": {"lock_timeout": "4s"}})).await;
+    app.loms.stock(7, 1_000);
+    app.add(1, 7, 1).await.unwrap();
+    let mut locked = app.pool.begin().await.unwrap();
+    let lock = "SELECT FROM checkout.cart WHERE user_id = 1 FOR UPDATE";
+    sqlx::query(lock).execute(&mut *locked).await.unwrap();
+    let of_one = join_all((0..40).map(|number| {
+        let app = &app;
+        async move {
+            match number % 2 {
+                0 => app.add(1, 7, 1).await.err(),
+                _ => app.delete(1, 7, 1).await.err(),
+            }
+        }
+    }));
+    let of_others = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually("calls that wait for the cart", async || {
+            sqlx::query_scalar::<_, i64>(waiting)
+                .fetch_one(&app.pool)
+                .await
+                .unwrap()
+                > 1
+        })
+        .await;
+        for user in 2..22 {
+            let began = Instant::now();
+            app.add(user, 7, 1).await.expect("room beside one user");
+            assert!(
+                began.elapsed() < Duration::from_secs(1),
+                "{:?}",
+                began.elapsed()
+            );
+        }
+        locked.rollback().await.unwrap();
+    };
+    let (of_one, ()) = tokio::join!(of_one, of_others);
+    let refused = of_one.iter().flatten().map(tonic::Status::code);
+    let known = [Code::ResourceExhausted, Code::NotFound];
+    assert!(
+        refused.clone().all(|code| known.contains(&code)),
+        "{of_one:?}"
+    );
+    assert!(refused.count() < 40);
     app.finish().await;
 }

@@ -1,16 +1,20 @@
 //! Too much, too late, too long: every wait has an end and every queue a bound.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
+use proto::loms::{CancelOrderRequest, loms_client::LomsClient};
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
     oracle,
-    test_app::{TestApp, arrived, lock_waiters, order, sit_on},
+    test_app::{TestApp, arrived, eventually, lock_waiters, order, sit_on},
 };
 
 #[tokio::test]
@@ -42,6 +46,53 @@ async fn one_call_too_many_is_refused_at_once() {
     one.unwrap();
     other.unwrap();
     app.stocks(7).await;
+    app.finish().await;
+}
+
+/// One connection to the database, and a peer that has asked for it many times.
+#[tokio::test]
+async fn a_call_of_another_peer_is_not_behind_all_of_one() {
+    let pool = crate::database().await;
+    let one_connection = json!({"postgres": {"max_connections": 1}});
+    let app = TestApp::start(&pool, one_connection).await;
+    app.receive("d1", &[(1, 7, 90)]).await.unwrap();
+    let order = async || app.create(1, &[(7, 1)]).await.order_id;
+    let (first, last) = (order().await, order().await);
+    let held = sit_on(&pool, "loms.user_order").await;
+    let channel = Channel::from_shared(format!("http://{}", app.grpc_addr)).unwrap();
+    let mut other = LomsClient::new(channel.connect().await.unwrap());
+    let done = Mutex::new(Vec::new());
+    let say = |what: &'static str| done.lock().unwrap().push(what);
+    let of_one = join_all((0..40).map(|_| async {
+        app.list(first).await;
+        say("one");
+    }));
+    let waiting = async |many: &str| {
+        let metrics = app.get("/metrics").await.text;
+        metrics.contains(&format!("loms_pool_waiting{{pool=\"loms\"}} {many}\n"))
+    };
+    let then = async {
+        lock_waiters(&pool, 1).await;
+        let of_other = async {
+            eventually("the calls of one", async || waiting("40").await).await;
+            // in a task of its own
+            other
+                .cancel_order(CancelOrderRequest { order_id: last })
+                .await
+                .unwrap();
+            say("other");
+        };
+        let release = async {
+            eventually("one call more", async || waiting("41").await).await;
+            held.rollback().await.unwrap();
+        };
+        tokio::join!(of_one, of_other, release);
+    };
+    let (cancelled, ()) = tokio::join!(app.cancel(first), then);
+    cancelled.unwrap();
+    let done = done.into_inner().unwrap();
+    let at = done.iter().position(|what| *what == "other").unwrap();
+    assert!(at < 20, "the other is behind {at} calls");
     app.finish().await;
 }
 

@@ -108,6 +108,11 @@ impl Proxy {
         });
     }
 
+    /// New connections hang, those that there are go on.
+    pub(crate) fn silence_new(&self) {
+        self.silence.send_modify(|silence| silence.lasts = true);
+    }
+
     /// New connections are served again; the others go on hanging.
     pub(crate) fn speak(&self) {
         self.silence.send_modify(|silence| silence.lasts = false);

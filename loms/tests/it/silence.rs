@@ -14,8 +14,11 @@ use tonic::{Code, Status};
 use crate::{
     oracle::{self, rows},
     proxy::{Proxy, database_behind_proxy},
-    test_app::{TestApp, eventually, order},
+    test_app::{TestApp, eventually, lock_waiters, order, sit_on},
 };
+
+/// Callers that wait for a connection.
+const WAITING: &str = "loms_pool_waiting{pool=\"loms\"} ";
 
 /// Sessions of the service that are stopped in their tracks; dropped, they go on.
 struct Stopped(Vec<i32>);
@@ -265,5 +268,35 @@ async fn connections_that_rest_are_not_found_silent_one_by_one() {
             began.elapsed()
         );
     }
+    app.finish().await;
+}
+
+/// Who waits for a connection to be made is served by one that comes back before.
+#[tokio::test]
+async fn a_connection_that_comes_back_serves_who_waits_for_a_new_one() {
+    let pool = crate::database().await;
+    let (database, through) = database_behind_proxy(&pool);
+    let app = TestApp::start(&pool, json!({"postgres": {"connection_string": through}})).await;
+    app.receive("d1", &[(1, 7, 10)]).await.unwrap();
+    let order = app.create(1, &[(7, 1)]).await.order_id;
+    let held = sit_on(&pool, "loms.user_order").await;
+    let waiting = async || {
+        let metrics = app.get("/metrics").await.text;
+        let line = metrics.lines().find(|line| line.starts_with(WAITING));
+        line.expect("a gauge").ends_with(" 1")
+    };
+    let second = async {
+        lock_waiters(&pool, 1).await;
+        database.silence_new();
+        let release = async {
+            eventually("a caller without a connection", &waiting).await;
+            held.rollback().await.unwrap();
+        };
+        tokio::join!(app.stocks(7), release).0
+    };
+    let (cancelled, stocks) = tokio::join!(app.cancel(order), second);
+    cancelled.unwrap();
+    assert_eq!(stocks.len(), 1);
+    database.speak();
     app.finish().await;
 }

@@ -5,7 +5,7 @@
 
 use std::{
     borrow::Cow,
-    convert::Infallible,
+    collections::VecDeque,
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -24,11 +24,15 @@ use super::{
     db::{Db, Origin},
     error::{Error, Failure},
     gauges::{Counted, Gauges},
+    queue::{Closed, Permit, Queue, RowBound},
 };
-use crate::{state_log::StateLog, tasks};
+use crate::{peer::PeerId, state_log::StateLog, tasks};
 
 /// How long a connection whose work has failed may take to show that it is well, while its caller waits.
 const CHECK_BOUND: Duration = Duration::from_secs(1);
+
+/// One in so many connections is used by calls that want the same row.
+const ROW_SHARE: u32 = 4;
 
 static GIVEN_UP: StateLog = StateLog::new(
     "the server has not answered, its connection is given up",
@@ -42,15 +46,34 @@ pub struct Pool(Arc<Inner>);
 struct Inner {
     origin: Origin,
     /// One for each connection that may be lent. An abandoned one takes a place too once `extra` is used up.
-    places: Arc<Semaphore>,
+    places: Arc<Queue>,
+    rows: RowBound,
     /// For connections whose answer is still waited for.
     extra: Arc<Semaphore>,
     /// All that may exist.
     most: usize,
-    idle: Mutex<Vec<Session>>,
+    sessions: Mutex<Sessions>,
     /// Connections whose answer is still waited for.
     abandoned: AtomicUsize,
     gauges: Gauges,
+}
+
+/// Connections that are not lent.
+#[derive(Default)]
+struct Sessions {
+    idle: Vec<Session>,
+    /// Connections that are being made.
+    making: usize,
+    /// Callers that have waited for one to be made, and take the first that there is: one that
+    /// comes back is often sooner.
+    wanting: VecDeque<oneshot::Sender<Result<Lent, Error>>>,
+}
+
+/// What a connection counts as while it is used, or its answer is waited for.
+#[expect(dead_code, reason = "held until it is dropped")]
+enum Place {
+    Own(Permit),
+    Extra(OwnedSemaphorePermit),
 }
 
 /// A connection, and when it is replaced by a new one, so that what changed on the way to the server is noticed.
@@ -72,28 +95,28 @@ impl Inner {
         })
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing is tested before use, which would cost a round trip a call: what is here was well when it came back.
-    fn take_idle(&self) -> Option<Session> {
-        let mut idle = self.idle();
-        let now = Instant::now();
-        idle.retain(|session| session.retires > now);
-        let session = idle.pop();
-        self.gauges.idle.set(idle.len() as i64);
-        session
-    }
-
-    fn put(&self, session: Session) {
-        // a pool that was closed keeps none
-        if self.places.is_closed() {
-            return;
+    /// Hands a connection on to a caller that wants one, or keeps it.
+    fn offer(&self, mut lent: Lent) {
+        let mut sessions = self.sessions();
+        while let Some(caller) = sessions.wanting.pop_front() {
+            match caller.send(Ok(lent)) {
+                Ok(()) => return,
+                Err(Ok(refused)) => lent = refused,
+                Err(Err(_)) => return,
+            }
         }
-        let mut idle = self.idle();
-        idle.push(session);
-        self.gauges.idle.set(idle.len() as i64);
+        let kept = lent.lent.take();
+        // a pool that was closed keeps none
+        if let Some((session, _place)) = kept
+            && !self.places.is_closed()
+        {
+            sessions.idle.push(session);
+            self.gauges.idle.set(sessions.idle.len() as i64);
+        }
     }
 }
 
@@ -113,10 +136,11 @@ impl Pool {
                 application,
                 by_index,
             },
-            places: Arc::new(Semaphore::new(max as usize)),
+            places: Queue::new(max as usize),
+            rows: RowBound::new(max.div_ceil(ROW_SHARE) as usize),
             extra: Arc::new(Semaphore::new(extra as usize)),
             most: (max + extra) as usize,
-            idle: Mutex::default(),
+            sessions: Mutex::default(),
             abandoned: AtomicUsize::new(0),
             gauges,
         }))
@@ -134,7 +158,42 @@ impl Pool {
         &self,
         work: impl AsyncFnOnce(&mut Db) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut lent = self.lend().await?;
+        let by = self.acquire_by();
+        let lent = self.lend(by).await?;
+        self.work_on(lent, work).await
+    }
+
+    /// [`Pool::with_connection`] for work that locks one row, such as a user's cart, first: at most
+    /// a quarter of the connections wait for the same `row`, whoever keeps it locked.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn with_row<T, E: From<Error>>(
+        &self,
+        row: i64,
+        work: impl AsyncFnOnce(&mut Db) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let by = self.acquire_by();
+        let waiting = Counted::new(&self.0.gauges.waiting);
+        let permit = tokio::time::timeout_at(by, self.0.rows.acquire(row)).await;
+        let _permit = permit.map_err(|_| {
+            let cause = "one row is waited for by a quarter of the connections";
+            Error::new(Failure::Exhausted, cause)
+        })?;
+        drop(waiting);
+        let lent = self.lend(by).await?;
+        self.work_on(lent, work).await
+    }
+
+    fn acquire_by(&self) -> Instant {
+        Instant::now() + self.database().config().acquire_timeout
+    }
+
+    async fn work_on<T, E: From<Error>>(
+        &self,
+        mut lent: Lent,
+        work: impl AsyncFnOnce(&mut Db) -> Result<T, E>,
+    ) -> Result<T, E> {
         let db = lent.db()?;
         let whole = async {
             let done = work(db).await?;
@@ -172,20 +231,19 @@ impl Pool {
         }
     }
 
-    async fn lend(&self) -> Result<Lent, Error> {
+    async fn lend(&self, by: Instant) -> Result<Lent, Error> {
         let inner = &self.0;
-        if inner.abandoned.load(Ordering::Relaxed) >= inner.most {
-            return Err(Error::new(
-                Failure::NotConnected,
-                "every connection waits for an answer of the server",
-            ));
-        }
         let _waiting = Counted::new(&inner.gauges.waiting);
-        let by = Instant::now() + self.database().config().acquire_timeout;
-        let place = tokio::time::timeout_at(by, inner.places.clone().acquire_owned()).await;
+        let place = tokio::time::timeout_at(by, inner.places.acquire(PeerId::current())).await;
         let place = match place {
             Ok(Ok(place)) => place,
-            Ok(Err(_)) => return Err(Error::new(Failure::NotConnected, "the process stops")),
+            Ok(Err(Closed)) => return Err(Error::new(Failure::NotConnected, "the process stops")),
+            Err(_) if inner.abandoned.load(Ordering::Relaxed) >= inner.most => {
+                return Err(Error::new(
+                    Failure::NotConnected,
+                    "every connection waits for an answer of the server",
+                ));
+            }
             Err(_) => {
                 return Err(Error::new(
                     Failure::Exhausted,
@@ -193,31 +251,60 @@ impl Pool {
                 ));
             }
         };
-        match inner.take_idle() {
-            Some(session) => Ok(Lent::new(self, session, place)),
-            None => tokio::time::timeout_at(by, self.make(place))
-                .await
-                .unwrap_or_else(|_| {
-                    let cause = "no connection within acquire_timeout";
-                    Err(Error::new(Failure::NotConnected, cause))
-                }),
+        let made = match self.take(place) {
+            Ok(lent) => return Ok(lent),
+            Err(made) => made,
+        };
+        match tokio::time::timeout_at(by, made).await {
+            Ok(Ok(made)) => made,
+            Ok(Err(_)) => Err(Error::new(Failure::NotConnected, "the process stops")),
+            Err(_) => {
+                let cause = "no connection within acquire_timeout";
+                Err(Error::new(Failure::NotConnected, cause))
+            }
         }
     }
 
-    /// Connects in a task, which has the place: whoever asked for it may leave, and the connection is kept then.
-    async fn make(&self, place: OwnedSemaphorePermit) -> Result<Lent, Error> {
+    /// An idle connection, or one that is to come. Nothing is tested before use, which would cost a
+    /// round trip a call: what is idle was well when it came back.
+    fn take(&self, place: Permit) -> Result<Lent, oneshot::Receiver<Result<Lent, Error>>> {
+        let inner = &self.0;
+        let mut sessions = inner.sessions();
+        let now = Instant::now();
+        sessions.idle.retain(|session| session.retires > now);
+        let idle = sessions.idle.pop();
+        inner.gauges.idle.set(sessions.idle.len() as i64);
+        if let Some(session) = idle {
+            return Ok(Lent::new(self, session, Place::Own(place)));
+        }
         let (sender, made) = oneshot::channel();
-        let pool = self.clone();
-        tasks::spawn(async move {
-            let made = pool.0.connect().await;
-            if let Err(Ok((session, _))) = sender.send(made.map(|session| (session, place))) {
-                pool.0.put(session);
+        sessions.wanting.push_back(sender);
+        sessions.making += 1;
+        tasks::spawn(self.clone().make(place));
+        Err(made)
+    }
+
+    /// Connects in a task, which has the place: whoever asked for it may leave, and the connection
+    /// is kept then.
+    async fn make(self, place: Permit) {
+        let made = self.0.connect().await;
+        let mut sessions = self.0.sessions();
+        sessions.making -= 1;
+        match made {
+            Ok(session) => {
+                drop(sessions);
+                self.0.offer(Lent::new(&self, session, Place::Own(place)));
             }
-        });
-        let (session, place) = made
-            .await
-            .map_err(|_| Error::new(Failure::NotConnected, "the process stops"))??;
-        Ok(Lent::new(self, session, place))
+            Err(error) => {
+                sessions.wanting.retain(|caller| !caller.is_closed());
+                // the others have one each that is still being made
+                if sessions.wanting.len() > sessions.making
+                    && let Some(caller) = sessions.wanting.pop_front()
+                {
+                    let _ = caller.send(Err(error));
+                }
+            }
+        }
     }
 
     fn database(&self) -> &Database {
@@ -226,42 +313,38 @@ impl Pool {
 
     /// Whatever broke one connection has most likely broken those that rest too: callers should not find out one by one.
     fn distrust(&self) {
-        self.0.idle().clear();
+        self.0.sessions().idle.clear();
         self.0.gauges.idle.set(0);
     }
 
     /// Waits in a task for the answer to whatever was asked last, for at most `reap_after`. The connection counts until
     /// then: a server that does not answer is not given more and more of them.
-    fn reap(&self, mut session: Session, place: OwnedSemaphorePermit) {
+    fn reap(&self, mut session: Session, mut place: Place) {
         let (pool, limit) = (self.clone(), self.database().config().reap_after);
         let abandoned = Abandoned::new(&self.0);
         // at once, if there is one: a caller may be waiting for the place
-        let (place, extra) = match self.0.extra.clone().try_acquire_owned() {
-            Ok(extra) => (None, Some(extra)),
-            Err(_) => (Some(place), None),
-        };
+        if let (Place::Own(_), Ok(extra)) = (&place, self.0.extra.clone().try_acquire_owned()) {
+            place = Place::Extra(extra);
+        }
         tasks::spawn_if_running(async move {
-            // counts until the end of this task, by an extra permit as soon as there is one
-            let mut counted = pin!(async {
-                let _extra = match extra {
-                    Some(extra) => Ok(extra),
-                    None => pool.0.extra.clone().acquire_owned().await,
-                };
-                drop(place);
-                std::future::pending::<Infallible>().await
-            });
-            let settled = tokio::select! {
-                biased;
-                settled = tokio::time::timeout(limit, session.db.settle()) => settled,
-                never = &mut counted => match never {},
+            let settled = {
+                let mut settled = pin!(tokio::time::timeout(limit, session.db.settle()));
+                loop {
+                    tokio::select! {
+                        biased;
+                        settled = &mut settled => break settled,
+                        Ok(extra) = pool.0.extra.clone().acquire_owned(),
+                            if matches!(place, Place::Own(_)) => place = Place::Extra(extra),
+                    }
+                }
             };
+            drop(abandoned);
             match settled {
-                Ok(Ok(true)) => pool.0.put(session),
+                Ok(Ok(true)) => pool.0.offer(Lent::new(&pool, session, place)),
                 Ok(Ok(false)) => pool.database().note(State::ReadOnly),
                 Ok(Err(error)) => tracing::debug!(error = %error, "abandoned connection ended"),
                 Err(_) => GIVEN_UP.failed(&pool.0.origin.application),
             }
-            drop(abandoned);
         });
     }
 
@@ -276,12 +359,12 @@ impl Pool {
 /// something.
 struct Lent {
     pool: Pool,
-    lent: Option<(Session, OwnedSemaphorePermit)>,
+    lent: Option<(Session, Place)>,
     _in_use: Counted,
 }
 
 impl Lent {
-    fn new(pool: &Pool, session: Session, place: OwnedSemaphorePermit) -> Lent {
+    fn new(pool: &Pool, session: Session, place: Place) -> Lent {
         Lent {
             pool: pool.clone(),
             lent: Some((session, place)),
@@ -306,9 +389,8 @@ impl Lent {
         };
         match well {
             Ok(Ok(true)) => {
-                if let Some((session, _place)) = self.lent.take() {
-                    self.pool.0.put(session);
-                }
+                let inner = self.pool.0.clone();
+                inner.offer(self);
             }
             // silent: dropped, it is waited for
             Err(_) => self.pool.distrust(),
