@@ -4,6 +4,7 @@ mod database;
 mod db;
 mod error;
 mod gauges;
+mod lent;
 mod options;
 mod pool;
 mod queue;

@@ -11,11 +11,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Semaphore, oneshot},
     time::Instant,
 };
 
@@ -24,12 +23,10 @@ use super::{
     db::{Db, Origin},
     error::{Error, Failure},
     gauges::{Counted, Gauges},
+    lent::{Abandoned, Lent, Place, Session},
     queue::{Closed, Permit, Queue, RowBound},
 };
 use crate::{peer::PeerId, state_log::StateLog, tasks};
-
-/// How long a connection whose work has failed may take to show that it is well, while its caller waits.
-const CHECK_BOUND: Duration = Duration::from_secs(1);
 
 /// One in so many connections is used by calls that want the same row.
 const ROW_SHARE: u32 = 4;
@@ -41,10 +38,10 @@ static GIVEN_UP: StateLog = StateLog::new(
 
 /// A pool that connects when it must, and again when the database was away; clones share it.
 #[derive(Clone)]
-pub struct Pool(Arc<Inner>);
+pub struct Pool(pub(super) Arc<Inner>);
 
-struct Inner {
-    origin: Origin,
+pub(super) struct Inner {
+    pub(super) origin: Origin,
     /// One for each connection that may be lent. An abandoned one takes a place too once `extra` is used up.
     places: Arc<Queue>,
     rows: RowBound,
@@ -54,8 +51,8 @@ struct Inner {
     most: usize,
     sessions: Mutex<Sessions>,
     /// Connections whose answer is still waited for.
-    abandoned: AtomicUsize,
-    gauges: Gauges,
+    pub(super) abandoned: AtomicUsize,
+    pub(super) gauges: Gauges,
 }
 
 /// Connections that are not lent.
@@ -67,19 +64,6 @@ struct Sessions {
     /// Callers that have waited for one to be made, and take the first that there is: one that
     /// comes back is often sooner.
     wanting: VecDeque<oneshot::Sender<Result<Lent, Error>>>,
-}
-
-/// What a connection counts as while it is used, or its answer is waited for.
-#[expect(dead_code, reason = "held until it is dropped")]
-enum Place {
-    Own(Permit),
-    Extra(OwnedSemaphorePermit),
-}
-
-/// A connection, and when it is replaced by a new one, so that what changed on the way to the server is noticed.
-struct Session {
-    db: Db,
-    retires: Instant,
 }
 
 impl Inner {
@@ -100,7 +84,7 @@ impl Inner {
     }
 
     /// Hands a connection on to a caller that wants one, or keeps it.
-    fn offer(&self, mut lent: Lent) {
+    pub(super) fn offer(&self, mut lent: Lent) {
         let mut sessions = self.sessions();
         while let Some(caller) = sessions.wanting.pop_front() {
             match caller.send(Ok(lent)) {
@@ -307,19 +291,19 @@ impl Pool {
         }
     }
 
-    fn database(&self) -> &Database {
+    pub(super) fn database(&self) -> &Database {
         &self.0.origin.database
     }
 
     /// Whatever broke one connection has most likely broken those that rest too: callers should not find out one by one.
-    fn distrust(&self) {
+    pub(super) fn distrust(&self) {
         self.0.sessions().idle.clear();
         self.0.gauges.idle.set(0);
     }
 
     /// Waits in a task for the answer to whatever was asked last, for at most `reap_after`. The connection counts until
     /// then: a server that does not answer is not given more and more of them.
-    fn reap(&self, mut session: Session, mut place: Place) {
+    pub(super) fn reap(&self, mut session: Session, mut place: Place) {
         let (pool, limit) = (self.clone(), self.database().config().reap_after);
         let abandoned = Abandoned::new(&self.0);
         // at once, if there is one: a caller may be waiting for the place
@@ -352,86 +336,6 @@ impl Pool {
     pub fn close(&self) {
         self.0.places.close();
         self.distrust();
-    }
-}
-
-/// A connection on loan. Dropped before it is given back, its answer is waited for: its caller left in the middle of
-/// something.
-struct Lent {
-    pool: Pool,
-    lent: Option<(Session, Place)>,
-    _in_use: Counted,
-}
-
-impl Lent {
-    fn new(pool: &Pool, session: Session, place: Place) -> Lent {
-        Lent {
-            pool: pool.clone(),
-            lent: Some((session, place)),
-            _in_use: Counted::new(&pool.0.gauges.in_use),
-        }
-    }
-
-    fn db(&mut self) -> Result<&mut Db, Error> {
-        let lent = self.lent.as_mut();
-        lent.map(|(session, _)| &mut session.db)
-            .ok_or_else(Error::silent)
-    }
-
-    /// Puts it back into the pool if it is well. It is asked only when there is a reason: a failure, or a transaction that
-    /// was left open, whose locks would be held until somebody else uses the connection.
-    async fn give_back(mut self, failed: bool) {
-        let Ok(db) = self.db() else { return };
-        let well = if failed || db.is_open() {
-            tokio::time::timeout(CHECK_BOUND, db.settle()).await
-        } else {
-            Ok(Ok(true))
-        };
-        match well {
-            Ok(Ok(true)) => {
-                let inner = self.pool.0.clone();
-                inner.offer(self);
-            }
-            // silent: dropped, it is waited for
-            Err(_) => self.pool.distrust(),
-            Ok(found) => {
-                self.lent = None;
-                self.pool.distrust();
-                if matches!(found, Ok(false)) {
-                    self.pool.database().note(State::ReadOnly);
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some((session, place)) = self.lent.take() {
-            self.pool.reap(session, place);
-        }
-    }
-}
-
-/// A connection that nobody uses and whose answer is still to come, for as long as it lives.
-struct Abandoned {
-    pool: Arc<Inner>,
-    _shown: Counted,
-}
-
-impl Abandoned {
-    fn new(pool: &Arc<Inner>) -> Abandoned {
-        pool.abandoned.fetch_add(1, Ordering::Relaxed);
-        Abandoned {
-            pool: pool.clone(),
-            _shown: Counted::new(&pool.gauges.abandoned),
-        }
-    }
-}
-
-impl Drop for Abandoned {
-    fn drop(&mut self) {
-        self.pool.abandoned.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
