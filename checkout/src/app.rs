@@ -19,6 +19,7 @@ use platform::{
 use proto::cart::{cart_client::CartClient, cart_server::CartServer};
 use sqlx::migrate::Migrator;
 use tokio::net::TcpStream;
+use tonic::codec::CompressionEncoding;
 
 use crate::{
     carts::Carts,
@@ -183,7 +184,9 @@ fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
 
 fn doors(config: &Config, service: CartService) -> Doors {
     let limits = &config.limits;
-    let server = CartServer::new(service).max_decoding_message_size(limits.body_bytes);
+    let server = CartServer::new(service)
+        .max_decoding_message_size(limits.body_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
     let guard = Guard::new(SERVICE, limits, Policy::new(METHODS, config.roles.as_ref()));
     let service = guard.wrap(server);
     let client = CartClient::new(service.clone());

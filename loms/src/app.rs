@@ -16,7 +16,7 @@ use platform::{
 };
 use proto::loms::{loms_client::LomsClient, loms_server::LomsServer};
 use sqlx::migrate::Migrator;
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 
 use crate::{
     config::Config,
@@ -113,8 +113,10 @@ impl App {
         };
         let policy = Policy::new(METHODS, config.roles().as_ref());
         let guard = Guard::new(SERVICE, &config.limits, policy);
-        let guarded = guard
-            .wrap(LomsServer::new(service).max_decoding_message_size(config.limits.body_bytes));
+        let service = LomsServer::new(service)
+            .max_decoding_message_size(config.limits.body_bytes)
+            .accept_compressed(CompressionEncoding::Gzip);
+        let guarded = guard.wrap(service);
         let doors = Doors {
             grpc: Routes::new(guarded.clone()),
             guard,

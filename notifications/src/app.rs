@@ -19,6 +19,7 @@ use proto::notifications::{
 };
 use sqlx::migrate::Migrator;
 use tokio::sync::Notify;
+use tonic::codec::CompressionEncoding;
 
 use crate::{
     config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, inbox::Inbox,
@@ -134,8 +135,9 @@ pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
 
 fn doors(config: &Config, pool: Pool) -> Doors {
     let limits = &config.limits;
-    let service =
-        NotificationsServer::new(Service { pool }).max_decoding_message_size(limits.body_bytes);
+    let service = NotificationsServer::new(Service { pool })
+        .max_decoding_message_size(limits.body_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
     let guard = Guard::new(SERVICE, limits, Policy::new(METHODS, config.roles.as_ref()));
     let service = guard.wrap(service);
     // in process: 20,000 messages are more than the 4 MiB that a client takes by default

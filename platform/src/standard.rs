@@ -20,7 +20,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Sleep,
 };
-use tonic::{Status, service::Routes};
+use tonic::{Status, codec::CompressionEncoding, service::Routes};
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
@@ -101,9 +101,20 @@ impl Standard {
             .with_service_name("grpc.reflection.v1alpha.ServerReflection")
             .build_v1alpha()?;
         let router = routes
-            .add_service(health.max_decoding_message_size(MESSAGE_BYTES))
-            .add_service(v1.max_decoding_message_size(MESSAGE_BYTES))
-            .add_service(v1alpha.max_decoding_message_size(MESSAGE_BYTES))
+            .add_service(
+                health
+                    .max_decoding_message_size(MESSAGE_BYTES)
+                    .accept_compressed(CompressionEncoding::Gzip),
+            )
+            .add_service(
+                v1.max_decoding_message_size(MESSAGE_BYTES)
+                    .accept_compressed(CompressionEncoding::Gzip),
+            )
+            .add_service(
+                v1alpha
+                    .max_decoding_message_size(MESSAGE_BYTES)
+                    .accept_compressed(CompressionEncoding::Gzip),
+            )
             .into_axum_router()
             .layer(middleware::from_fn_with_state(self, guard))
             .layer(middleware::from_fn(stamp_trace_id));

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, future::join3, stream};
+use proto::cart::ListCartRequest;
 use serde_json::json;
-use tonic::Code;
+use tonic::{Code, codec::CompressionEncoding};
 
 use crate::{
     loms_stub::Mood,
@@ -32,6 +33,9 @@ async fn a_cart_is_filled_listed_and_emptied() {
         .collect();
     assert_eq!(lines, [(3, 1, "product 3", 10), (5, 3, "product 5", 70)]);
     assert_eq!(listed.total_price, 10 + 3 * 70);
+    let mut compressing = app.client().send_compressed(CompressionEncoding::Gzip);
+    let asked = compressing.list_cart(ListCartRequest { user: 1 }).await;
+    assert_eq!(asked.unwrap().into_inner(), listed);
 
     app.delete(1, 5, 1).await.unwrap();
     assert_eq!(app.cart(1).await, [(3, 1), (5, 2)]);

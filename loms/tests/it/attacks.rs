@@ -292,8 +292,15 @@ async fn mistakes_of_callers_are_theirs() {
         target.counted("InvalidArgument", method).await == 6
     })
     .await;
-    let mut too_large = raw.call(stream + 4);
-    too_large.extend(frame(DATA, 0, stream + 4, &[0, 255, 255, 255, 255]));
+    // what is said to be compressed and is not
+    let garbage = raw.compressed(stream + 4, &[7; 30]);
+    raw.say(&garbage).await;
+    eventually("one more", async || {
+        target.counted("InvalidArgument", method).await == 7
+    })
+    .await;
+    let mut too_large = raw.call(stream + 6);
+    too_large.extend(frame(DATA, 0, stream + 6, &[0, 255, 255, 255, 255]));
     raw.say(&too_large).await;
     eventually("a refusal", async || {
         target.counted("ResourceExhausted", method).await == 1

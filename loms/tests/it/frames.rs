@@ -73,6 +73,20 @@ impl Raw {
         frame(HEADERS, END_HEADERS, stream, &self.headers())
     }
 
+    /// A call whose message is compressed, or is said to be.
+    pub(crate) fn compressed(&self, stream: u32, message: &[u8]) -> Vec<u8> {
+        let mut block = self.headers();
+        block.push(0);
+        text(&mut block, "grpc-encoding");
+        text(&mut block, "gzip");
+        let mut data = vec![1];
+        data.extend((message.len() as u32).to_be_bytes());
+        data.extend(message);
+        let mut bytes = frame(HEADERS, END_HEADERS, stream, &block);
+        bytes.extend(frame(DATA, END_STREAM, stream, &data));
+        bytes
+    }
+
     pub(crate) fn headers(&self) -> Vec<u8> {
         // HPACK, RFC 7541: POST and http are in the static table, the rest are literals that are
         // not indexed

@@ -1,9 +1,9 @@
 //! What every service answers besides its business: health, reflection, metrics, readiness, trace ids.
 
-use futures::{StreamExt as _, stream};
-use proto::loms::StocksRequest;
+use futures::{StreamExt as _, future::join_all, stream};
+use proto::loms::{StocksRequest, loms_client::LomsClient};
 use serde_json::json;
-use tonic::{Code, client::Grpc, codegen::http::uri::PathAndQuery};
+use tonic::{Code, client::Grpc, codec::CompressionEncoding, codegen::http::uri::PathAndQuery};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -12,8 +12,31 @@ use tonic_reflection::pb::v1::{
 
 use crate::{
     oracle,
-    test_app::{TestApp, eventually},
+    test_app::{TestApp, eventually, order},
 };
+
+/// Requests of clients that compress are read, within the same bounds.
+#[tokio::test]
+async fn compressed_requests_are_read() {
+    let app = TestApp::start(&crate::database().await, json!({})).await;
+    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
+    let gzip = CompressionEncoding::Gzip;
+    let loms = LomsClient::new(app.channel.clone()).send_compressed(gzip);
+    let many = join_all((0..100).map(|user| {
+        let mut loms = loms.clone();
+        async move { loms.create_order(order(1 + user, &[(7, 1)], "")).await }
+    }));
+    for made in many.await {
+        assert_eq!(made.unwrap().into_inner().status, "awaiting payment");
+    }
+    let mut health = HealthClient::new(app.channel.clone()).send_compressed(gzip);
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    // 4 MiB are allowed, and this is a few KiB on the wire
+    let bomb = order(1, &[(7, 1)], &"x".repeat(5 << 20));
+    let refused = loms.clone().create_order(bomb).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    app.finish().await;
+}
 
 #[tokio::test]
 async fn health_and_readiness_follow_the_schema() {

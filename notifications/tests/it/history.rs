@@ -3,7 +3,7 @@
 use proto::notifications::{GetHistoryWithPeriodRequest, Message};
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use tonic::Code;
+use tonic::{Code, codec::CompressionEncoding};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -52,10 +52,11 @@ async fn days_are_whole_in_utc_and_both_included() {
         .execute(&pool)
         .await
         .expect("one user");
-    let mut app = app(&pool).await;
+    let app = app(&pool).await;
+    // whoever compresses what he asks is read too
+    let mut client = app.grpc.clone().send_compressed(CompressionEncoding::Gzip);
     let mut orders = async |from, to| {
-        let answer = app
-            .grpc
+        let answer = client
             .get_history_with_period(request(7, from, to))
             .await
             .expect("a history");

@@ -92,8 +92,12 @@ pub(super) async fn read(
     }
 }
 
-/// The length that the prefix says, and the bytes to make room for: a compressed message may become
-/// as large as any.
+/// Bytes that a compressed byte may become at most: zlib's "Maximum Compression Factor",
+/// zlib.net/zlib_tech.html.
+const DEFLATE: usize = 1_032;
+
+/// The length that the prefix says, and the bytes to make room for: of a compressed message, what it
+/// may become.
 fn announced(data: &[u8], limit: usize) -> Result<(usize, usize), Fault> {
     let [flag, length @ ..] = data else {
         return Err(invalid("the message breaks off"));
@@ -106,7 +110,10 @@ fn announced(data: &[u8], limit: usize) -> Result<(usize, usize), Fault> {
     }
     match flag {
         0 => Ok((length, PREFIX + length)),
-        1 => Ok((length, limit.max(PREFIX + length))),
+        1 => {
+            let becomes = length.saturating_mul(DEFLATE).min(limit);
+            Ok((length, PREFIX + length + becomes))
+        }
         _ => Err(invalid("the message does not begin as gRPC has it")),
     }
 }
