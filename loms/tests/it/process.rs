@@ -155,7 +155,6 @@ impl Process {
     }
 
     /// Sends it a signal, as `kill` names it.
-    #[cfg(feature = "failpoints")]
     pub(crate) fn signal(&self, signal: &str) {
         let pid = self.pid().to_string();
         let sent = std::process::Command::new("kill")
@@ -180,8 +179,7 @@ impl Process {
         self.child.id().expect("it runs")
     }
 
-    /// Waits until it ends by itself, which only a crash point makes it do.
-    #[cfg(feature = "failpoints")]
+    /// Waits until it ends by itself: at a crash point, or because it was told to.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         ended(&mut self.child).await
     }

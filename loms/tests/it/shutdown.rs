@@ -7,8 +7,9 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     kafka, oracle,
+    process::{File, Process},
     proxy::Proxy,
-    test_app::{TestApp, lock_waiters},
+    test_app::{TestApp, eventually, lock_waiters},
 };
 
 #[tokio::test]
@@ -104,7 +105,7 @@ async fn new_calls_are_served_until_the_delay_is_over() {
     let app = TestApp::start(&pool, json!({"shutdown_delay": "2s"})).await;
     app.receive("d1", &[(1, 7, 100)]).await.unwrap();
     app.begin_stop();
-    crate::test_app::eventually("not ready", async || app.get("/readyz").await.status == 503).await;
+    eventually("not ready", async || app.get("/readyz").await.status == 503).await;
     let began = Instant::now();
     let mut served = 0;
     while began.elapsed() < Duration::from_millis(1_200) {
@@ -125,4 +126,26 @@ async fn new_calls_are_served_until_the_delay_is_over() {
         .await
         .finish()
         .await;
+}
+
+/// An operator who cannot wait ends the delay, and the stop is a clean one.
+#[tokio::test]
+async fn a_second_signal_ends_the_delay() {
+    let pool = crate::database().await;
+    let topic = kafka::unused_topic();
+    kafka::create_topic(&topic).await;
+    let config = File::config(&pool, &topic, &json!({"shutdown_delay": "60s"}));
+    let mut process = Process::start(&config).await;
+    let ready = format!("http://{}/readyz", process.http());
+    let status = async || {
+        let answer = reqwest::get(&ready).await;
+        answer.map_or(0, |answer| answer.status().as_u16())
+    };
+    eventually("ready", async || status().await == 200).await;
+    let began = Instant::now();
+    process.signal("-TERM");
+    eventually("not ready", async || status().await == 503).await;
+    process.signal("-TERM");
+    assert!(process.ended().await.success());
+    assert!(began.elapsed() < Duration::from_secs(30));
 }
