@@ -24,6 +24,10 @@ use crate::{
 
 /// After a refusal for want of a place, no peer may hold more than half of the places for so long.
 const CROWDED: Duration = Duration::from_secs(1);
+/// While several peers hold places, the last one in so many is for those that hold few.
+const RESERVE: usize = 8;
+/// A peer with less than one place in so many holds few.
+const SMALL: usize = 64;
 /// Connections over the limit that are told so; beyond these a connection is closed without a word.
 const TOLD: usize = 64;
 
@@ -161,6 +165,13 @@ impl Admission {
         if held >= half && crowded() {
             return Err(Bound::Calls);
         }
+        // many peers that each hold less than half must not leave the next one without
+        let free = inner.places.available_permits();
+        let others = inner.most_places.saturating_sub(free + held);
+        let is_busy = held >= (inner.most_places / SMALL).max(1);
+        if is_busy && others > 0 && free <= inner.most_places / RESERVE {
+            return Err(Bound::Calls);
+        }
         match inner.places.clone().try_acquire_owned() {
             Ok(permit) => Ok(part(permit, share, 1, |share| &share.places)),
             Err(_) => {
@@ -244,6 +255,25 @@ mod tests {
         assert!(admission.place(&one).is_err());
         *locked(&admission.0.refused) = Instant::now().checked_sub(CROWDED);
         assert!(admission.place(&one).is_ok());
+    }
+
+    #[tokio::test]
+    async fn many_busy_peers_leave_places_for_one_that_asks_for_few() {
+        let admission = Admission::new(&Limits {
+            in_flight: 512,
+            ..Limits::default()
+        });
+        let peers: Vec<Arc<Share>> = (0..9).map(|_| Arc::default()).collect();
+        let mut places = Vec::new();
+        for _ in 0..100 {
+            places.extend(peers.iter().filter_map(|peer| admission.place(peer).ok()));
+        }
+        assert_eq!(places.len(), 512 - 512 / RESERVE);
+        let probe = Arc::default();
+        assert!(admission.place(&probe).is_ok());
+        places.clear();
+        let alone: Vec<_> = (0..512).map(|_| admission.place(&peers[0]).ok()).collect();
+        assert!(alone.iter().all(Option::is_some));
     }
 
     #[tokio::test]

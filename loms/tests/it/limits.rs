@@ -1,9 +1,6 @@
 //! Too much, too late, too long: every wait has an end and every queue a bound.
 
-use std::{
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use proto::loms::{CancelOrderRequest, loms_client::LomsClient};
@@ -53,46 +50,36 @@ async fn one_call_too_many_is_refused_at_once() {
 #[tokio::test]
 async fn a_call_of_another_peer_is_not_behind_all_of_one() {
     let pool = crate::database().await;
-    let one_connection = json!({"postgres": {"max_connections": 1}});
-    let app = TestApp::start(&pool, one_connection).await;
+    let postgres = json!({"max_connections": 1, "lock_timeout": "300ms"});
+    let app = TestApp::start(&pool, json!({"postgres": postgres})).await;
     app.receive("d1", &[(1, 7, 90)]).await.unwrap();
-    let order = async || app.create(1, &[(7, 1)]).await.order_id;
-    let (first, last) = (order().await, order().await);
-    let held = sit_on(&pool, "loms.user_order").await;
+    let free = app.create(1, &[(7, 1)]).await.order_id;
+    let mut locked = Vec::new();
+    for _ in 0..20 {
+        locked.push(app.create(1, &[(7, 1)]).await.order_id);
+    }
+    let held = sit_on(&pool, &format!("loms.user_order WHERE id <> {free}")).await;
     let channel = Channel::from_shared(format!("http://{}", app.grpc_addr)).unwrap();
     let mut other = LomsClient::new(channel.connect().await.unwrap());
-    let done = Mutex::new(Vec::new());
-    let say = |what: &'static str| done.lock().unwrap().push(what);
-    let of_one = join_all((0..40).map(|_| async {
-        app.list(first).await;
-        say("one");
-    }));
-    let waiting = async |many: &str| {
-        let metrics = app.get("/metrics").await.text;
-        metrics.contains(&format!("loms_pool_waiting{{pool=\"loms\"}} {many}\n"))
+    // each takes lock_timeout, one after another
+    let of_one = join_all(locked.iter().map(|order| app.cancel(*order)));
+    let of_other = async {
+        eventually("the calls of one", async || {
+            let metrics = app.get("/metrics").await.text;
+            metrics.contains("loms_pool_waiting{pool=\"loms\"} 19\n")
+        })
+        .await;
+        let began = Instant::now();
+        let request = CancelOrderRequest { order_id: free };
+        other.cancel_order(request).await.unwrap();
+        began.elapsed()
     };
-    let then = async {
-        lock_waiters(&pool, 1).await;
-        let of_other = async {
-            eventually("the calls of one", async || waiting("40").await).await;
-            // in a task of its own
-            other
-                .cancel_order(CancelOrderRequest { order_id: last })
-                .await
-                .unwrap();
-            say("other");
-        };
-        let release = async {
-            eventually("one call more", async || waiting("41").await).await;
-            held.rollback().await.unwrap();
-        };
-        tokio::join!(of_one, of_other, release);
-    };
-    let (cancelled, ()) = tokio::join!(app.cancel(first), then);
-    cancelled.unwrap();
-    let done = done.into_inner().unwrap();
-    let at = done.iter().position(|what| *what == "other").unwrap();
-    assert!(at < 20, "the other is behind {at} calls");
+    let (of_one, of_other) = tokio::join!(of_one, of_other);
+    assert!(of_other < Duration::from_secs(3), "{of_other:?}");
+    for refused in of_one {
+        assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    }
+    held.rollback().await.unwrap();
     app.finish().await;
 }
 
