@@ -165,22 +165,27 @@ impl Admission {
         if held >= half && crowded() {
             return Err(Bound::Calls);
         }
-        // many peers that each hold less than half must not leave the next one without
-        let free = inner.places.available_permits();
-        let others = inner.most_places.saturating_sub(free + held);
-        let is_busy = held >= (inner.most_places / SMALL).max(1);
-        if is_busy && others > 0 && free <= inner.most_places / RESERVE {
-            return Err(Bound::Calls);
-        }
-        match inner.places.clone().try_acquire_owned() {
-            Ok(permit) => Ok(part(permit, share, 1, |share| &share.places)),
-            Err(_) => {
-                if held < half {
-                    *locked(&inner.refused) = Some(Instant::now());
-                }
-                Err(Bound::Calls)
+        let permit = if self.is_reserved(held) {
+            None
+        } else {
+            inner.places.clone().try_acquire_owned().ok()
+        };
+        let Some(permit) = permit else {
+            if held < half {
+                *locked(&inner.refused) = Some(Instant::now());
             }
-        }
+            return Err(Bound::Calls);
+        };
+        Ok(part(permit, share, 1, |share| &share.places))
+    }
+
+    /// Whether the places that are left are for peers that hold fewer than `held`: many peers, each
+    /// with less than half of the places, would leave none for the next one.
+    fn is_reserved(&self, held: usize) -> bool {
+        let most = self.0.most_places;
+        let free = self.0.places.available_permits();
+        let of_others = most.saturating_sub(free + held);
+        held >= most.div_ceil(SMALL) && of_others > 0 && free <= most / RESERVE
     }
 
     /// Room for `count` bytes of a request or an answer.
@@ -272,8 +277,32 @@ mod tests {
         let probe = Arc::default();
         assert!(admission.place(&probe).is_ok());
         places.clear();
-        let alone: Vec<_> = (0..512).map(|_| admission.place(&peers[0]).ok()).collect();
-        assert!(alone.iter().all(Option::is_some));
+        *locked(&admission.0.refused) = Instant::now().checked_sub(CROWDED);
+        places.extend((0..512).filter_map(|_| admission.place(&peers[0]).ok()));
+        assert_eq!(places.len(), 512, "alone, it has all of them");
+    }
+
+    #[tokio::test]
+    async fn a_peer_with_nearly_all_places_lets_another_grow() {
+        let admission = Admission::new(&Limits {
+            in_flight: 512,
+            ..Limits::default()
+        });
+        let (greedy, other): (Arc<Share>, Arc<Share>) = Default::default();
+        let mut others: Vec<_> = (0..20)
+            .filter_map(|_| admission.place(&other).ok())
+            .collect();
+        let mut places = Vec::new();
+        places.extend((0..512).filter_map(|_| admission.place(&greedy).ok()));
+        assert_eq!(places.len(), 512 - 512 / RESERVE - 20);
+        // its calls end one by one, and it asks first for the place that is free
+        for _ in 0..512 {
+            places.pop();
+            places.extend(admission.place(&greedy));
+            others.extend(admission.place(&other));
+        }
+        assert_eq!(places.len(), 512 / 2);
+        assert_eq!(others.len(), 512 - 512 / RESERVE - places.len());
     }
 
     #[tokio::test]

@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use futures::future::Either;
 use rustls::pki_types::CertificateDer;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 
@@ -68,7 +67,7 @@ impl PeerId {
     /// What belongs to no call.
     const NONE: PeerId = PeerId(0);
 
-    /// One that nobody has.
+    /// A new one.
     pub(crate) fn unused() -> PeerId {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         PeerId(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -86,15 +85,7 @@ impl PeerId {
 
     /// Work that a call hands to a task.
     pub(crate) fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
-        match PeerId::current() {
-            PeerId::NONE => Either::Left(work),
-            peer => Either::Right(peer.scope(work)),
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn of_test(number: u64) -> PeerId {
-        PeerId(number)
+        PeerId::current().scope(work)
     }
 }
 

@@ -53,7 +53,7 @@ async fn days_are_whole_in_utc_and_both_included() {
         .await
         .expect("one user");
     let app = app(&pool).await;
-    // whoever compresses what he asks is read too
+    // a client that compresses its requests is answered too
     let mut client = app.grpc.clone().send_compressed(CompressionEncoding::Gzip);
     let mut orders = async |from, to| {
         let answer = client

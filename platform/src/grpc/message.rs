@@ -96,8 +96,8 @@ pub(super) async fn read(
 /// zlib.net/zlib_tech.html.
 const DEFLATE: usize = 1_032;
 
-/// The length that the prefix says, and the bytes to make room for: of a compressed message, what it
-/// may become.
+/// The length that the prefix says, and the bytes to make room for. A compressed message needs its
+/// own bytes and what it may become.
 fn announced(data: &[u8], limit: usize) -> Result<(usize, usize), Fault> {
     let [flag, length @ ..] = data else {
         return Err(invalid("the message breaks off"));

@@ -16,7 +16,8 @@ use super::{
     queue::Permit,
 };
 
-/// How long a connection whose work has failed may take to show that it is well, while its caller waits.
+/// How long a connection whose work has failed may take to show that it is well, while its caller
+/// waits.
 const CHECK_BOUND: Duration = Duration::from_secs(1);
 
 /// What a connection counts as while it is used, or its answer is waited for.
@@ -26,14 +27,15 @@ pub(super) enum Place {
     Extra(OwnedSemaphorePermit),
 }
 
-/// A connection, and when it is replaced by a new one, so that what changed on the way to the server is noticed.
+/// A connection, and when it is replaced by a new one, so that changes on the way to the server are
+/// noticed.
 pub(super) struct Session {
     pub(super) db: Db,
     pub(super) retires: Instant,
 }
 
-/// A connection on loan. Dropped before it is given back, its answer is waited for: its caller left in the middle of
-/// something.
+/// A connection on loan. If it is dropped before it is given back, its caller left in the middle of
+/// a statement, and a task waits for the answer.
 pub(super) struct Lent {
     pool: Pool,
     pub(super) lent: Option<(Session, Place)>,
@@ -55,8 +57,8 @@ impl Lent {
             .ok_or_else(Error::silent)
     }
 
-    /// Puts it back into the pool if it is well. It is asked only when there is a reason: a failure, or a transaction that
-    /// was left open, whose locks would be held until somebody else uses the connection.
+    /// Puts it back into the pool if it is well. The server is asked only after a failure, or when a
+    /// transaction was left open, which would keep its locks until the connection is used again.
     pub(super) async fn give_back(mut self, failed: bool) {
         let Ok(db) = self.db() else { return };
         let well = if failed || db.is_open() {
@@ -90,7 +92,7 @@ impl Drop for Lent {
     }
 }
 
-/// A connection that nobody uses and whose answer is still to come, for as long as it lives.
+/// Counts a connection whose caller has left and whose answer is still to come.
 pub(super) struct Abandoned {
     pool: Arc<Inner>,
     _shown: Counted,

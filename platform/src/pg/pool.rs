@@ -61,7 +61,7 @@ struct Sessions {
     idle: Vec<Session>,
     /// Connections that are being made.
     making: usize,
-    /// Callers that have waited for one to be made, and take the first that there is: one that
+    /// Callers that wait for one to be made. They get the first that there is: a connection that
     /// comes back is often sooner.
     wanting: VecDeque<oneshot::Sender<Result<Lent, Error>>>,
 }
@@ -147,8 +147,8 @@ impl Pool {
         self.work_on(lent, work).await
     }
 
-    /// [`Pool::with_connection`] for work that locks one row, such as a user's cart, first: at most
-    /// a quarter of the connections wait for the same `row`, whoever keeps it locked.
+    /// [`Pool::with_connection`] for work that first locks one row, such as a user's cart. At most a
+    /// quarter of the connections wait for the same `row`.
     ///
     /// # Errors
     /// As there.
@@ -268,8 +268,7 @@ impl Pool {
         Err(made)
     }
 
-    /// Connects in a task, which has the place: whoever asked for it may leave, and the connection
-    /// is kept then.
+    /// Connects in a task, which has the place. The caller may leave; the connection is kept then.
     async fn make(self, place: Permit) {
         let made = self.0.connect().await;
         let mut sessions = self.0.sessions();
@@ -281,7 +280,7 @@ impl Pool {
             }
             Err(error) => {
                 sessions.wanting.retain(|caller| !caller.is_closed());
-                // the others have one each that is still being made
+                // for each of the others a connection is still being made
                 if sessions.wanting.len() > sessions.making
                     && let Some(caller) = sessions.wanting.pop_front()
                 {

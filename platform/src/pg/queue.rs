@@ -1,6 +1,6 @@
-//! The line for a pool's connections. Peers take turns: whoever sends hundreds of calls at once
-//! waits behind them itself, and a call of another peer goes next. And of the calls that want the
-//! same row only some may wait for it in the database, where each would occupy a connection.
+//! The queue for a pool's connections. Peers take turns: a peer that sends hundreds of calls at once
+//! waits for its own calls, and the call of another peer is next. Of the calls that lock the same
+//! row, only some may wait for it in the database, where each occupies a connection.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::peer::PeerId;
 
-/// Permits of which each is handed to the peer whose turn it is.
+/// Permits that go to the waiting peers by turns.
 pub(super) struct Queue {
     state: Mutex<State>,
 }
@@ -41,7 +41,7 @@ impl Queue {
         })
     }
 
-    /// Waits for a permit. A caller that stops waiting gives its turn up.
+    /// Waits for a permit. A caller that stops waiting loses its turn.
     ///
     /// # Errors
     /// [`Closed`]
@@ -57,15 +57,27 @@ impl Queue {
             }
             let (sender, granted) = oneshot::channel();
             match state.waiting.iter_mut().find(|(other, _)| *other == peer) {
-                Some((_, calls)) => calls.push_back(sender),
-                None => state.waiting.push_back((peer, [sender].into())),
+                Some((_, calls)) => {
+                    // no permit may be released for long, and no call be taken out meanwhile
+                    if calls.len() == calls.capacity() {
+                        calls.retain(|call| !call.is_closed());
+                    }
+                    calls.push_back(sender);
+                }
+                None => {
+                    if state.waiting.len() == state.waiting.capacity() {
+                        let waits = |call: &oneshot::Sender<Permit>| !call.is_closed();
+                        state.waiting.retain(|(_, calls)| calls.iter().any(waits));
+                    }
+                    state.waiting.push_back((peer, [sender].into()));
+                }
             }
             granted
         };
         granted.await.map_err(|_| Closed)
     }
 
-    /// From now on nobody gets a permit.
+    /// Ends all waiting; no permit is given any more.
     pub(super) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -81,7 +93,7 @@ impl Queue {
         while let Some(next) = self.next() {
             match next.send(permit) {
                 Ok(()) => return,
-                // that caller does not wait any more
+                // that caller has stopped waiting
                 Err(refused) => permit = refused,
             }
         }
@@ -89,7 +101,7 @@ impl Queue {
         permit.0 = None;
     }
 
-    /// Whose turn it is; nobody's, and then there is one more free place.
+    /// The call whose turn it is. Without one, the permit is counted as free.
     fn next(&self) -> Option<oneshot::Sender<Permit>> {
         let mut state = self.state();
         let next = state.waiting.pop_front().and_then(|(peer, mut calls)| {
@@ -116,15 +128,10 @@ impl Drop for Permit {
     }
 }
 
-/// How many may wait for one row at once.
+/// A bound on the calls that wait for one row at once.
 pub(super) struct RowBound {
     each: usize,
     rows: Mutex<HashMap<i64, Weak<Semaphore>>>,
-}
-
-/// Leave to wait for a row, until it is dropped.
-pub(super) struct RowPermit {
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl RowBound {
@@ -135,14 +142,15 @@ impl RowBound {
         }
     }
 
-    /// Waits until few enough others wait for `row`.
-    pub(super) async fn acquire(&self, row: i64) -> RowPermit {
+    /// Waits until few enough others wait for `row`. The permit is held for as long as the row is
+    /// waited for and locked.
+    pub(super) async fn acquire(&self, row: i64) -> Option<OwnedSemaphorePermit> {
         let semaphore = {
             let mut rows = locked(&self.rows);
             match rows.get(&row).and_then(Weak::upgrade) {
                 Some(semaphore) => semaphore,
                 None => {
-                    // what nobody uses goes when the room for it would have to grow
+                    // unused rows are removed when the map would have to grow
                     if rows.len() == rows.capacity() {
                         rows.retain(|_, semaphore| semaphore.strong_count() > 0);
                     }
@@ -152,10 +160,8 @@ impl RowBound {
                 }
             }
         };
-        RowPermit {
-            // never closed
-            _permit: semaphore.acquire_owned().await.ok(),
-        }
+        // never closed
+        semaphore.acquire_owned().await.ok()
     }
 }
 
@@ -181,18 +187,23 @@ mod tests {
 
     fn of(
         queue: &Arc<Queue>,
-        peer: u64,
+        peer: PeerId,
     ) -> std::pin::Pin<Box<impl Future<Output = Result<Permit, Closed>>>> {
         let queue = queue.clone();
-        Box::pin(async move { queue.acquire(PeerId::of_test(peer)).await })
+        Box::pin(async move { queue.acquire(peer).await })
     }
 
     #[tokio::test]
     async fn a_peer_with_one_call_goes_before_the_second_call_of_another() {
         let queue = Queue::new(1);
-        let held = taken(poll!(of(&queue, 1)));
-        let (mut first, mut second, mut third) = (of(&queue, 1), of(&queue, 1), of(&queue, 1));
-        let (mut one, mut other) = (of(&queue, 2), of(&queue, 3));
+        let peers = [(); 4].map(|()| PeerId::unused());
+        let held = taken(poll!(of(&queue, peers[0])));
+        let (mut first, mut second, mut third) = (
+            of(&queue, peers[0]),
+            of(&queue, peers[0]),
+            of(&queue, peers[0]),
+        );
+        let (mut one, mut other) = (of(&queue, peers[1]), of(&queue, peers[2]));
         for waiting in [&mut first, &mut second, &mut third, &mut one, &mut other] {
             assert!(poll!(waiting).is_pending());
         }
@@ -204,14 +215,19 @@ mod tests {
         drop(taken(poll!(&mut other)));
         drop(taken(poll!(&mut second)));
         drop(taken(poll!(&mut third)));
-        drop(taken(poll!(of(&queue, 4))));
+        drop(taken(poll!(of(&queue, peers[3]))));
     }
 
     #[tokio::test]
     async fn a_caller_that_leaves_takes_no_permit_with_it() {
         let queue = Queue::new(1);
-        let held = taken(poll!(of(&queue, 1)));
-        let (mut first, mut second, mut third) = (of(&queue, 1), of(&queue, 1), of(&queue, 2));
+        let peers = [(); 4].map(|()| PeerId::unused());
+        let held = taken(poll!(of(&queue, peers[0])));
+        let (mut first, mut second, mut third) = (
+            of(&queue, peers[0]),
+            of(&queue, peers[0]),
+            of(&queue, peers[1]),
+        );
         for waiting in [&mut first, &mut second, &mut third] {
             assert!(poll!(waiting).is_pending());
         }
@@ -220,15 +236,36 @@ mod tests {
         // granted, and never looked at
         drop(second);
         let held = taken(poll!(&mut third));
-        assert!(poll!(of(&queue, 1)).is_pending());
+        assert!(poll!(of(&queue, peers[0])).is_pending());
         drop(held);
-        let held = taken(poll!(of(&queue, 1)));
-        let mut last = of(&queue, 1);
+        let held = taken(poll!(of(&queue, peers[0])));
+        let mut last = of(&queue, peers[0]);
         assert!(poll!(&mut last).is_pending());
         queue.close();
         assert_eq!(last.await.err(), Some(Closed));
-        assert_eq!(queue.acquire(PeerId::of_test(1)).await.err(), Some(Closed));
+        assert_eq!(queue.acquire(peers[0]).await.err(), Some(Closed));
         drop(held);
+    }
+
+    #[tokio::test]
+    async fn calls_that_left_are_not_kept_while_nothing_is_released() {
+        let queue = Queue::new(1);
+        let one = PeerId::unused();
+        let held = taken(poll!(of(&queue, one)));
+        let mut stays = of(&queue, one);
+        assert!(poll!(&mut stays).is_pending());
+        for _ in 0..10_000 {
+            assert!(poll!(of(&queue, one)).is_pending());
+            assert!(poll!(of(&queue, PeerId::unused())).is_pending());
+        }
+        {
+            let state = queue.state();
+            assert!(state.waiting.len() < 100, "{} peers", state.waiting.len());
+            let kept = state.waiting.iter().map(|(_, calls)| calls.len());
+            assert!(kept.sum::<usize>() < 200);
+        }
+        drop(held);
+        taken(poll!(&mut stays));
     }
 
     #[tokio::test]
