@@ -31,6 +31,7 @@ pub use self::metrics::{registered, seconds_buckets};
 pub use crate::deadline::Deadline;
 use crate::{
     admission::{Admission, Bound, Part, Share},
+    call::Call,
     config::Limits,
     deadline::timeout_of,
     error::{Code, Fault, go_name},
@@ -242,9 +243,9 @@ where
     let span = span_of(&request);
     let trace_id = span.in_scope(telemetry::trace_id);
     let made = bounded(&shared, &bytes_of, (by, message.held), inner, request);
-    let made = share.peer.scope(made.instrument(span.clone()));
+    let made = Call::new(share.peer, place).scope(made.instrument(span.clone()));
     let (head, made) = made.await;
-    drop((place, headers));
+    drop(headers);
     record_code(&span, code_of(&head.headers));
     let response = match made {
         Some(Made {

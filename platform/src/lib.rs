@@ -4,6 +4,7 @@
 mod admission;
 mod body;
 pub mod bounds;
+mod call;
 mod certificates;
 pub mod client;
 pub mod command;

@@ -1,11 +1,8 @@
 //! The other end of a connection: the names in the certificate that it has shown and the handshake has verified.
 
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use rustls::pki_types::CertificateDer;
@@ -55,37 +52,18 @@ impl Peer {
     }
 }
 
-tokio::task_local! {
-    static CURRENT: PeerId;
-}
-
 /// Tells one peer from another: the connections of one certificate, or one connection without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PeerId(u64);
 
 impl PeerId {
     /// What belongs to no call.
-    const NONE: PeerId = PeerId(0);
+    pub(crate) const NONE: PeerId = PeerId(0);
 
     /// A new one.
     pub(crate) fn unused() -> PeerId {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         PeerId(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-
-    /// The peer whose call this task works on.
-    pub(crate) fn current() -> PeerId {
-        CURRENT.try_with(|peer| *peer).unwrap_or(PeerId::NONE)
-    }
-
-    /// Work for a call of this peer.
-    pub(crate) fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, work)
-    }
-
-    /// Work that a call hands to a task.
-    pub(crate) fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
-        PeerId::current().scope(work)
     }
 }
 

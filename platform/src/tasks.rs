@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use crate::peer::PeerId;
+use crate::call::Call;
 
 /// A handle on the tasks of one process; clones share them.
 #[derive(Clone, Default)]
@@ -106,10 +106,7 @@ impl Tasks {
         name: &'static str,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, TaskFailed> {
-        let tracked = self
-            .0
-            .tracked
-            .spawn(PeerId::carried(work).in_current_span());
+        let tracked = self.0.tracked.spawn(Call::carried(work).in_current_span());
         tracked.await.map_err(|error| {
             tracing::error!(task = name, error = %error, "task panicked");
             TaskFailed
@@ -118,9 +115,7 @@ impl Tasks {
 
     /// Starts tracked work that nobody waits for.
     pub fn detach(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.0
-            .tracked
-            .spawn(PeerId::carried(work).in_current_span());
+        self.0.tracked.spawn(Call::followed(work).in_current_span());
     }
 
     /// Cancelled when workers have to finish.

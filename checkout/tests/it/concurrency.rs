@@ -265,3 +265,33 @@ async fn the_calls_of_one_user_leave_the_others_room() {
     assert!(refused.count() < 40);
     app.finish().await;
 }
+
+/// What a call began goes on when its caller leaves, and keeps its place until it has ended.
+#[tokio::test]
+async fn callers_who_leave_begin_no_more_than_there_are_places() {
+    const PLACES: usize = 20;
+    let pool = crate::database().await;
+    let changes = json!({
+        "limits": {"in_flight": PLACES, "request_timeout": "20s"},
+        "postgres": {"acquire_timeout": "20s", "lock_timeout": "20s"},
+    });
+    let app = TestApp::start_with(pool, changes).await;
+    app.loms.stock(7, 1_000);
+    app.add(1, 7, 900).await.unwrap();
+    let mut locked = app.pool.begin().await.unwrap();
+    let lock = "SELECT FROM checkout.cart WHERE user_id = 1 FOR UPDATE";
+    sqlx::query(lock).execute(&mut *locked).await.unwrap();
+    for _ in 0..10 {
+        let leave = Duration::from_millis(200);
+        let calls = (0..PLACES).map(|_| tokio::time::timeout(leave, app.delete(1, 7, 1)));
+        join_all(calls).await;
+    }
+    let metrics = app.get("/metrics").await.text().await.unwrap();
+    let waiting = "checkout_pool_waiting{pool=\"checkout\"} ";
+    let waiting = metrics.lines().find_map(|line| line.strip_prefix(waiting));
+    let waiting: usize = waiting.unwrap().parse().unwrap();
+    assert!(waiting > 0 && waiting <= PLACES, "{waiting} calls wait");
+    locked.rollback().await.unwrap();
+    eventually("places again", async || app.delete(1, 7, 1).await.is_ok()).await;
+    app.finish().await;
+}

@@ -26,7 +26,7 @@ use super::{
     lent::{Abandoned, Lent, Place, Session},
     queue::{Closed, Permit, Queue, RowBound},
 };
-use crate::{peer::PeerId, state_log::StateLog, tasks};
+use crate::{call::Call, state_log::StateLog, tasks};
 
 /// One in so many connections is used by calls that want the same row.
 const ROW_SHARE: u32 = 4;
@@ -218,7 +218,7 @@ impl Pool {
     async fn lend(&self, by: Instant) -> Result<Lent, Error> {
         let inner = &self.0;
         let _waiting = Counted::new(&inner.gauges.waiting);
-        let place = tokio::time::timeout_at(by, inner.places.acquire(PeerId::current())).await;
+        let place = tokio::time::timeout_at(by, inner.places.acquire(Call::peer())).await;
         let place = match place {
             Ok(Ok(place)) => place,
             Ok(Err(Closed)) => return Err(Error::new(Failure::NotConnected, "the process stops")),
