@@ -3,11 +3,15 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use proto::cart::DeleteFromCartRequest;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::test_app::{TestApp, eventually, refused};
+use crate::{
+    process::Process,
+    test_app::{Neighbours, TestApp, config, connect, eventually, fill, refused},
+};
 
 const USERS: i64 = 10;
 const SKUS: u32 = 20;
@@ -271,27 +275,44 @@ async fn the_calls_of_one_user_leave_the_others_room() {
 async fn callers_who_leave_begin_no_more_than_there_are_places() {
     const PLACES: usize = 20;
     let pool = crate::database().await;
+    let neighbours = Neighbours::start().await;
     let changes = json!({
         "limits": {"in_flight": PLACES, "request_timeout": "20s"},
-        "postgres": {"acquire_timeout": "20s", "lock_timeout": "20s"},
+        "postgres": {"acquire_timeout": "20s", "lock_timeout": "20s", "statement_timeout": "30s"},
     });
-    let app = TestApp::start_with(pool, changes).await;
-    app.loms.stock(7, 1_000);
-    app.add(1, 7, 900).await.unwrap();
-    let mut locked = app.pool.begin().await.unwrap();
+    fill(&pool, 1, &(7..8)).await;
+    // the gauge belongs to the process, and other tests have services in this one
+    let process = Process::start(&config(&pool, neighbours.addresses, &changes));
+    let client = connect(process.grpc).await;
+    let delete = async || {
+        let request = DeleteFromCartRequest {
+            user: 1,
+            sku: 7,
+            count: 1,
+        };
+        client.clone().delete_from_cart(request).await
+    };
+    let mut locked = pool.begin().await.unwrap();
     let lock = "SELECT FROM checkout.cart WHERE user_id = 1 FOR UPDATE";
     sqlx::query(lock).execute(&mut *locked).await.unwrap();
     for _ in 0..10 {
         let leave = Duration::from_millis(200);
-        let calls = (0..PLACES).map(|_| tokio::time::timeout(leave, app.delete(1, 7, 1)));
+        let calls = (0..PLACES).map(|_| tokio::time::timeout(leave, delete()));
         join_all(calls).await;
     }
-    let metrics = app.get("/metrics").await.text().await.unwrap();
-    let waiting = "checkout_pool_waiting{pool=\"checkout\"} ";
-    let waiting = metrics.lines().find_map(|line| line.strip_prefix(waiting));
-    let waiting: usize = waiting.unwrap().parse().unwrap();
-    assert!(waiting > 0 && waiting <= PLACES, "{waiting} calls wait");
+    let waiting = process
+        .metric("checkout_pool_waiting{pool=\"checkout\"}")
+        .await;
+    assert!(
+        waiting > 0.0 && waiting <= PLACES as f64,
+        "{waiting} calls wait"
+    );
     locked.rollback().await.unwrap();
-    eventually("places again", async || app.delete(1, 7, 1).await.is_ok()).await;
-    app.finish().await;
+    // the first to get the lock has removed the line
+    eventually("places again", async || {
+        delete()
+            .await
+            .is_err_and(|refused| refused.code() == Code::NotFound)
+    })
+    .await;
 }

@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use proto::loms::{CancelOrderRequest, loms_client::LomsClient};
+use proto::loms::{CancelOrderRequest, StocksRequest};
 use serde_json::json;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
 use crate::{
     oracle,
+    process::Process,
     test_app::{TestApp, arrived, eventually, lock_waiters, order, sit_on},
 };
 
@@ -50,37 +51,42 @@ async fn one_call_too_many_is_refused_at_once() {
 #[tokio::test]
 async fn a_call_of_another_peer_is_not_behind_all_of_one() {
     let pool = crate::database().await;
-    let postgres = json!({"max_connections": 1, "lock_timeout": "300ms"});
-    let app = TestApp::start(&pool, json!({"postgres": postgres})).await;
-    app.receive("d1", &[(1, 7, 90)]).await.unwrap();
-    let free = app.create(1, &[(7, 1)]).await.order_id;
-    let mut locked = Vec::new();
-    for _ in 0..20 {
-        locked.push(app.create(1, &[(7, 1)]).await.order_id);
+    let postgres = json!({"max_connections": 1, "lock_timeout": "500ms", "acquire_timeout": "20s"});
+    let (process, config) = Process::with_stock(&pool, postgres).await;
+    let (one, mut other) = (process.client(), process.client());
+    eventually("a database", async || {
+        let asked = one.clone().stocks(StocksRequest { sku: 7 }).await;
+        asked.is_ok()
+    })
+    .await;
+    let mut orders = Vec::new();
+    for _ in 0..21 {
+        let made = one.clone().create_order(order(1, &[(7, 1)], "")).await;
+        orders.push(made.unwrap().into_inner().order_id);
     }
+    let free = orders.pop().unwrap();
     let held = sit_on(&pool, &format!("loms.user_order WHERE id <> {free}")).await;
-    let channel = Channel::from_shared(format!("http://{}", app.grpc_addr)).unwrap();
-    let mut other = LomsClient::new(channel.connect().await.unwrap());
     // each takes lock_timeout, one after another
-    let of_one = join_all(locked.iter().map(|order| app.cancel(*order)));
+    let of_one = join_all(orders.into_iter().map(|order_id| {
+        let mut one = one.clone();
+        async move { one.cancel_order(CancelOrderRequest { order_id }).await }
+    }));
     let of_other = async {
-        eventually("the calls of one", async || {
-            let metrics = app.get("/metrics").await.text;
-            metrics.contains("loms_pool_waiting{pool=\"loms\"} 19\n")
-        })
-        .await;
+        eventually("the calls of one", async || process.waiting().await > 14).await;
         let began = Instant::now();
         let request = CancelOrderRequest { order_id: free };
         other.cancel_order(request).await.unwrap();
         began.elapsed()
     };
     let (of_one, of_other) = tokio::join!(of_one, of_other);
-    assert!(of_other < Duration::from_secs(3), "{of_other:?}");
+    // behind all of them it would be 7 s
+    assert!(of_other < Duration::from_secs(4), "{of_other:?}");
     for refused in of_one {
         assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
     }
     held.rollback().await.unwrap();
-    app.finish().await;
+    assert!(process.stop().await.success());
+    drop(config);
 }
 
 #[tokio::test]

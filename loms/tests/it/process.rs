@@ -82,6 +82,25 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// One that has 100 units of SKU 7 on sale, on a topic of its own, with these settings of
+    /// `postgres`.
+    pub(crate) async fn with_stock(pool: &PgPool, mut postgres: Value) -> (Process, File) {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let topic = kafka::unused_topic();
+        kafka::create_topic(&topic).await;
+        if postgres["connection_string"].is_null() {
+            postgres["connection_string"] = testkit::url(pool).into();
+        }
+        let changes = json!({"postgres": postgres, "limits": {"request_timeout": "30s"}});
+        let config = File::config(pool, &topic, &changes);
+        let stock = File::new("warehouse_id,sku,count\n1,7,100\n");
+        let received = run(&config, &["stock", "receive", stock.path()]).await;
+        assert!(received.status.success(), "{received:?}");
+        (Process::start(&config).await, config)
+    }
+
     pub(crate) async fn start(config: &File) -> Process {
         Process::start_with(config, "").await
     }
@@ -138,6 +157,16 @@ impl Process {
 
     pub(crate) fn http(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Calls of its clients that wait for a connection to the database. The gauge belongs to the
+    /// process: of the services that tests start in theirs, it would count all.
+    pub(crate) async fn waiting(&self) -> u64 {
+        let metrics = reqwest::get(format!("http://{}/metrics", self.http)).await;
+        let metrics = metrics.expect("metrics").text().await.expect("text");
+        let waiting = "loms_pool_waiting{pool=\"loms\"} ";
+        let waiting = metrics.lines().find_map(|line| line.strip_prefix(waiting));
+        waiting.expect("a gauge").parse().expect("a number")
     }
 
     /// The most memory that it has had, in KiB.

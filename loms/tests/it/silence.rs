@@ -7,18 +7,17 @@ use std::{
 };
 
 use futures::future::join_all;
+use proto::loms::{CancelOrderRequest, StocksRequest};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tonic::{Code, Status};
 
 use crate::{
     oracle::{self, rows},
+    process::Process,
     proxy::{Proxy, database_behind_proxy},
     test_app::{TestApp, eventually, lock_waiters, order, sit_on},
 };
-
-/// Callers that wait for a connection.
-const WAITING: &str = "loms_pool_waiting{pool=\"loms\"} ";
 
 /// Sessions of the service that are stopped in their tracks; dropped, they go on.
 struct Stopped(Vec<i32>);
@@ -271,32 +270,41 @@ async fn connections_that_rest_are_not_found_silent_one_by_one() {
     app.finish().await;
 }
 
-/// Who waits for a connection to be made is served by one that comes back before.
+/// A call that waits for a connection to be made is served by one that comes back before.
 #[tokio::test]
-async fn a_connection_that_comes_back_serves_who_waits_for_a_new_one() {
+async fn a_connection_that_comes_back_serves_a_call_that_waits_for_a_new_one() {
     let pool = crate::database().await;
     let (database, through) = database_behind_proxy(&pool);
-    let app = TestApp::start(&pool, json!({"postgres": {"connection_string": through}})).await;
-    app.receive("d1", &[(1, 7, 10)]).await.unwrap();
-    let order = app.create(1, &[(7, 1)]).await.order_id;
-    let held = sit_on(&pool, "loms.user_order").await;
-    let waiting = async || {
-        let metrics = app.get("/metrics").await.text;
-        let line = metrics.lines().find(|line| line.starts_with(WAITING));
-        line.expect("a gauge").ends_with(" 1")
+    let postgres = json!({"connection_string": through, "acquire_timeout": "10s",
+                          "lock_timeout": "10s", "statement_timeout": "20s"});
+    let (process, config) = Process::with_stock(&pool, postgres).await;
+    let mut loms = process.client();
+    // its second connection is not made before there is a second call
+    let stocks = async || {
+        let mut loms = process.client();
+        loms.stocks(StocksRequest { sku: 7 }).await
     };
+    eventually("a database", async || stocks().await.is_ok()).await;
+    let order = loms.create_order(order(1, &[(7, 1)], "")).await.unwrap();
+    let order_id = order.into_inner().order_id;
+    let held = sit_on(&pool, "loms.user_order").await;
     let second = async {
         lock_waiters(&pool, 1).await;
         database.silence_new();
         let release = async {
-            eventually("a caller without a connection", &waiting).await;
+            eventually("a call without a connection", async || {
+                process.waiting().await == 1
+            })
+            .await;
             held.rollback().await.unwrap();
         };
-        tokio::join!(app.stocks(7), release).0
+        tokio::join!(stocks(), release).0
     };
-    let (cancelled, stocks) = tokio::join!(app.cancel(order), second);
+    let cancel = loms.cancel_order(CancelOrderRequest { order_id });
+    let (cancelled, stocks) = tokio::join!(cancel, second);
     cancelled.unwrap();
-    assert_eq!(stocks.len(), 1);
+    assert_eq!(stocks.unwrap().into_inner().stocks.len(), 1);
     database.speak();
-    app.finish().await;
+    assert!(process.stop().await.success());
+    drop(config);
 }
