@@ -94,10 +94,27 @@ impl Default for Share {
 
 /// A part of a bound, until it is dropped.
 pub(crate) struct Part {
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
     share: Arc<Share>,
     count: usize,
     of: fn(&Share) -> &AtomicUsize,
+}
+
+impl Part {
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Gives back what is over `most`.
+    pub(crate) fn shrink(&mut self, most: usize) {
+        let over = self.count.saturating_sub(most);
+        drop(
+            self.permit
+                .split(self.permit.num_permits().saturating_sub(most)),
+        );
+        (self.of)(&self.share).fetch_sub(over, Ordering::Relaxed);
+        self.count -= over;
+    }
 }
 
 impl Drop for Part {
@@ -214,7 +231,7 @@ fn part(
 ) -> Part {
     of(share).fetch_add(count, Ordering::Relaxed);
     Part {
-        _permit: permit,
+        permit,
         share: share.clone(),
         count,
         of,

@@ -212,9 +212,10 @@ where
     let peer = request.extensions().get::<Peer>().cloned();
     let line = peer.as_ref().and_then(Peer::line);
     let share = line.map_or_else(Arc::default, |line| line.share().clone());
-    let bytes_of = match request.extensions().get::<Roomy>() {
-        Some(Roomy) => Arc::default(),
-        None => share.clone(),
+    // the answer to a call that came over HTTP is read at once, in process
+    let (bytes_of, line) = match request.extensions().get::<Roomy>() {
+        Some(Roomy) => (Arc::default(), None),
+        None => (share.clone(), line.cloned()),
     };
     let allowed = timeout_of(request.headers())
         .unwrap_or(shared.request_timeout)
@@ -253,7 +254,7 @@ where
             trailers,
             held,
         }) => {
-            let answer = Answer::new(data, trailers, held, token, line.map(AsRef::as_ref));
+            let answer = Answer::new(data, trailers, held, token, line);
             Response::from_parts(head, Body::new(answer))
         }
         None => Response::from_parts(head, Body::empty()),

@@ -1,14 +1,17 @@
 //! A connection of a server, and its answers that are not read yet. HTTP/2 lets a peer keep its
 //! window shut: what waits for it takes memory, so it has a time. The rest of an answer that does
 //! not move for so long is thrown away, and a connection with many of these is closed; one slow
-//! reader behind a gateway loses its answer, not the others' connection.
+//! reader behind a gateway loses its answer, not the others' connection. A peer with an open window
+//! that does not read its socket is left to the socket's write time-out; what HTTP/2 keeps for it
+//! meanwhile takes room like any answer.
 
 use std::{
+    collections::VecDeque,
     io,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -22,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use crate::{
     admission::{Admission, Part, Seat, Share},
     config::Limits,
+    listen::SEND_BUFFER,
     tasks,
 };
 
@@ -29,8 +33,6 @@ use crate::{
 const STALLED: usize = 8;
 /// As much as one frame of HTTP/2 carries.
 const PIECE: usize = 16 * 1024;
-/// Nothing was read yet.
-const NEVER: u64 = u64::MAX;
 /// A shorter message goes whole. In a longer one the last byte goes by itself: there is room for it
 /// only when there is room for all that precedes it, and so it shows when the rest has left.
 const SHORT: usize = 512;
@@ -44,17 +46,35 @@ pub(crate) struct Line {
     /// Cancelled when the connection has ended, or is to end.
     end: CancellationToken,
     began: Instant,
-    /// Milliseconds after `began` at which the peer was last heard, or [`NEVER`].
+    /// Milliseconds after `began` at which the peer was last heard.
     heard: AtomicU64,
+    /// Bytes that were read from it.
+    read: AtomicU64,
+    /// Bytes that its socket has taken.
+    written: AtomicU64,
+    /// Whether its socket takes no more at the moment.
+    blocked: AtomicBool,
+    /// Answers that HTTP/2 has whole, and its socket perhaps not, in the order in which they were
+    /// handed over.
+    leaving: Mutex<VecDeque<Leaving>>,
+}
+
+struct Leaving {
+    _room: Part,
+    /// How much the socket has taken when this answer has left, at the latest.
+    due: u64,
+    since: Instant,
 }
 
 impl Line {
-    /// A connection's, whose peer has shown a certificate of that name, or none.
+    /// A connection's, whose peer has shown a certificate of that name, or none. A peer of which
+    /// fewer bytes than `first_word` are read within `idle_timeout` is left.
     pub(crate) fn new(
         admission: &Admission,
         seat: Seat,
         name: Option<&str>,
         limits: &Limits,
+        first_word: u64,
     ) -> Arc<Line> {
         let line = Arc::new(Line {
             share: admission.share(name),
@@ -63,7 +83,11 @@ impl Line {
             added: Arc::default(),
             end: CancellationToken::new(),
             began: Instant::now(),
-            heard: AtomicU64::new(NEVER),
+            heard: AtomicU64::new(0),
+            read: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            leaving: Mutex::default(),
         });
         let watch = watch(
             Arc::downgrade(&line),
@@ -72,7 +96,12 @@ impl Line {
             (limits.write_timeout, limits.idle_timeout),
         );
         tasks::spawn(watch);
-        let silent = expect_a_word(Arc::downgrade(&line), line.end.clone(), limits.idle_timeout);
+        let silent = expect_a_word(
+            Arc::downgrade(&line),
+            line.end.clone(),
+            limits.idle_timeout,
+            first_word,
+        );
         tasks::spawn(silent);
         line
     }
@@ -86,10 +115,46 @@ impl Line {
         self.seat.over
     }
 
-    /// Something was read from it.
-    pub(crate) fn heard(&self) {
+    /// So many bytes were read from it.
+    pub(crate) fn heard(&self, bytes: usize) {
         let now = self.began.elapsed().as_millis() as u64;
         self.heard.store(now, Ordering::Relaxed);
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Its socket took so many bytes, or `None` at the moment.
+    pub(crate) fn wrote(&self, bytes: Option<usize>) {
+        self.blocked.store(bytes.is_none(), Ordering::Relaxed);
+        let Some(bytes) = bytes else { return };
+        let bytes = bytes as u64;
+        let written = self.written.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let mut leaving = locked(&self.leaving);
+        while leaving.front().is_some_and(|front| front.due <= written) {
+            leaving.pop_front();
+        }
+    }
+
+    /// HTTP/2 has the whole of an answer: of that no more is kept than its buffer for a stream.
+    fn leave(&self, mut room: Part) {
+        room.shrink(SEND_BUFFER);
+        let mut leaving = locked(&self.leaving);
+        let before = leaving.back().map_or(0, |last| last.due);
+        let before = before.max(self.written.load(Ordering::Relaxed));
+        leaving.push_back(Leaving {
+            due: before + room.count() as u64,
+            _room: room,
+            since: Instant::now(),
+        });
+    }
+
+    /// Forgets what has left by now: a socket that takes more has all that was handed over a while
+    /// ago. Whether something is still leaving.
+    fn forget_what_has_left(&self, a_while: Duration) -> bool {
+        let mut leaving = locked(&self.leaving);
+        if !self.blocked.load(Ordering::Relaxed) {
+            leaving.retain(|answer| answer.since.elapsed() < a_while);
+        }
+        !leaving.is_empty()
     }
 
     pub(crate) fn end(&self) -> &CancellationToken {
@@ -114,7 +179,7 @@ impl Line {
             if rest.moved.elapsed() >= write_timeout {
                 *rest = Rest {
                     data: Bytes::new(),
-                    _held: None,
+                    held: None,
                     moved: rest.moved,
                     begun: true,
                     thrown_away: true,
@@ -123,8 +188,7 @@ impl Line {
             stalled += usize::from(rest.thrown_away);
             true
         });
-        let heard = self.heard.load(Ordering::Relaxed);
-        let heard = Duration::from_millis(if heard == NEVER { 0 } else { heard });
+        let heard = Duration::from_millis(self.heard.load(Ordering::Relaxed));
         let silent = self.began.elapsed().saturating_sub(heard);
         if stalled >= STALLED || (stalled > 0 && silent >= idle_timeout) {
             tracing::debug!(
@@ -137,13 +201,13 @@ impl Line {
     }
 }
 
-/// Ends a connection of which nothing was heard in its first `bound`.
-async fn expect_a_word(line: Weak<Line>, end: CancellationToken, bound: Duration) {
+/// Ends a connection of which fewer than `first_word` bytes were read in its first `bound`.
+async fn expect_a_word(line: Weak<Line>, end: CancellationToken, bound: Duration, first_word: u64) {
     tokio::select! {
         () = end.cancelled() => {}
         () = tokio::time::sleep(bound) => {
-            let heard = line.upgrade().map(|line| line.heard.load(Ordering::Relaxed));
-            if heard == Some(NEVER) {
+            let read = line.upgrade().map(|line| line.read.load(Ordering::Relaxed));
+            if read.is_some_and(|read| read < first_word) {
                 end.cancel();
             }
         }
@@ -157,16 +221,17 @@ async fn watch(
     end: CancellationToken,
     (write_timeout, idle_timeout): (Duration, Duration),
 ) {
-    let tick = (write_timeout / 4).max(Duration::from_millis(10));
+    let tick = (write_timeout / 4).clamp(Duration::from_millis(10), Duration::from_millis(100));
     let watched = async {
         loop {
             added.notified().await;
             loop {
                 tokio::time::sleep(tick).await;
-                match line.upgrade() {
-                    Some(line) if line.sweep(write_timeout, idle_timeout) => {}
-                    Some(_) => break,
-                    None => return,
+                let Some(line) = line.upgrade() else { return };
+                let unsent = line.sweep(write_timeout, idle_timeout);
+                let leaving = line.forget_what_has_left(tick);
+                if !unsent && !leaving {
+                    break;
                 }
             }
         }
@@ -182,9 +247,8 @@ struct Unsent(Mutex<Rest>);
 
 struct Rest {
     data: Bytes,
-    /// Until the answer has left, for a piece that was handed over may still wait: its room, and
-    /// what a stop waits for.
-    _held: Option<(Part, TaskTrackerToken)>,
+    /// Until HTTP/2 has all of it: its room, and what a stop waits for.
+    held: Option<(Part, TaskTrackerToken)>,
     moved: Instant,
     begun: bool,
     thrown_away: bool,
@@ -196,6 +260,16 @@ struct Rest {
 pub(crate) struct Answer {
     unsent: Arc<Unsent>,
     trailers: Option<HeaderMap>,
+    line: Option<Arc<Line>>,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let held = locked(&self.unsent.0).held.take();
+        if let (Some(line), Some((room, _))) = (&self.line, held) {
+            line.leave(room);
+        }
+    }
 }
 
 impl Answer {
@@ -204,20 +278,24 @@ impl Answer {
         trailers: Option<HeaderMap>,
         held: Part,
         token: TaskTrackerToken,
-        line: Option<&Line>,
+        line: Option<Arc<Line>>,
     ) -> Answer {
         let rest = Rest {
             data,
-            _held: Some((held, token)),
+            held: Some((held, token)),
             moved: Instant::now(),
             begun: false,
             thrown_away: false,
         };
         let unsent = Arc::new(Unsent(Mutex::new(rest)));
-        if let Some(line) = line {
+        if let Some(line) = &line {
             line.add(&unsent);
         }
-        Answer { unsent, trailers }
+        Answer {
+            unsent,
+            trailers,
+            line,
+        }
     }
 }
 
@@ -270,4 +348,85 @@ impl Body for Answer {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+
+    const MEMORY: usize = 1 << 20;
+
+    /// Room for so many bytes is taken, and not one more.
+    fn is_taken(admission: &Admission, bytes: usize) -> bool {
+        let rest = |bytes| admission.bytes(&Arc::default(), bytes).is_ok();
+        // a message of all bytes and more fits where there are all
+        rest(MEMORY - bytes) && (bytes == 0 || !rest(MEMORY - bytes + 1))
+    }
+
+    /// An answer that HTTP/2 has taken all of.
+    async fn taken_over(admission: &Admission, line: &Arc<Line>, bytes: usize) {
+        let room = admission.bytes(line.share(), bytes).unwrap();
+        let token = TaskTracker::new().token();
+        let data = vec![0; bytes].into();
+        let mut answer = Answer::new(data, None, room, token, Some(line.clone()));
+        while let Some(frame) =
+            std::future::poll_fn(|cx| Pin::new(&mut answer).poll_frame(cx)).await
+        {
+            assert!(frame.unwrap().is_data());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_socket_has_not_taken_has_room() {
+        let limits = Limits {
+            memory: MEMORY,
+            write_timeout: Duration::from_millis(40),
+            ..Limits::default()
+        };
+        let admission = Admission::new(&limits);
+        let seat = admission.seat().unwrap();
+        let line = Line::new(&admission, seat, None, &limits, 1);
+        line.wrote(None);
+        taken_over(&admission, &line, 40_000).await;
+        assert!(is_taken(&admission, SEND_BUFFER));
+        taken_over(&admission, &line, 100).await;
+        // however long it takes nothing
+        tokio::time::sleep(10 * limits.write_timeout).await;
+        assert!(is_taken(&admission, SEND_BUFFER + 100));
+        // in the order in which they were handed over
+        line.wrote(Some(100));
+        line.wrote(Some(SEND_BUFFER - 101));
+        line.wrote(None);
+        assert!(is_taken(&admission, SEND_BUFFER + 100));
+        line.wrote(Some(1));
+        assert!(is_taken(&admission, 100));
+        // more of the answers had left than was known: a socket that takes more has them all
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while !is_taken(&admission, 0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("all room comes back");
+    }
+
+    #[tokio::test]
+    async fn a_first_word_is_waited_for_and_half_of_it_is_none() {
+        let limits = Limits {
+            idle_timeout: Duration::from_millis(100),
+            ..Limits::default()
+        };
+        for (bytes, is_left) in [(0, true), (23, true), (24, false)] {
+            let admission = Admission::new(&limits);
+            let seat = admission.seat().unwrap();
+            let line = Line::new(&admission, seat, None, &limits, 24);
+            for _ in 0..bytes {
+                line.heard(1);
+            }
+            tokio::time::sleep(4 * limits.idle_timeout).await;
+            assert_eq!(line.end().is_cancelled(), is_left, "{bytes} bytes");
+        }
+    }
 }

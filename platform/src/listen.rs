@@ -1,5 +1,5 @@
-//! The HTTP door's connections. axum's own `serve` has no limits on what a connection may hold or how long it may be
-//! silent; hyper's builder has.
+//! The connections of a port, over HTTP/1 or HTTP/2. Neither axum's `serve` nor tonic's limits all
+//! that a connection may make us hold, or how long it may be silent; hyper's builder does.
 
 use std::time::Duration;
 
@@ -26,14 +26,34 @@ const LEAST_BUFFER: usize = 8192;
 /// For the answer to a ping.
 pub(crate) const PING_BOUND: Duration = Duration::from_secs(10);
 
-/// Serves `router` until `closing`, then lets the connections finish what they have begun. Every request knows its peer.
+/// JSON over HTTP/1; see [`serve`].
 pub(crate) async fn serve_http(
-    mut listener: Listener,
+    listener: Listener,
     router: Router,
     limits: Limits,
     closing: CancellationToken,
 ) {
-    let builder = builder(&limits);
+    serve(listener, router, &http1(&limits), &limits, closing).await;
+}
+
+/// gRPC over HTTP/2; see [`serve`].
+pub(crate) async fn serve_grpc(
+    listener: Listener,
+    router: Router,
+    limits: Limits,
+    closing: CancellationToken,
+) {
+    serve(listener, router, &http2(&limits), &limits, closing).await;
+}
+
+/// Serves `router` until `closing`, then lets the connections finish what they have begun. Every request knows its peer.
+async fn serve(
+    mut listener: Listener,
+    router: Router,
+    builder: &auto::Builder<TokioExecutor>,
+    limits: &Limits,
+    closing: CancellationToken,
+) {
     let connections = GracefulShutdown::new();
     loop {
         let stream = tokio::select! {
@@ -67,7 +87,7 @@ pub(crate) async fn serve_http(
     connections.shutdown().await;
 }
 
-fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+fn http1(limits: &Limits) -> auto::Builder<TokioExecutor> {
     // HTTP/1 alone, and no upgrades: whoever has to find out which version a silent client speaks, as hyper does for a
     // connection with upgrades whatever it may speak, waits for its first byte without a bound
     let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
@@ -92,15 +112,25 @@ const PENDING_RESETS: usize = 20;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// HTTP/2 with bounds for what one connection may make us hold.
-pub(crate) fn http2(limits: &Limits) -> tonic::transport::Server {
-    tonic::transport::Server::builder()
+/// Bytes of a stream that HTTP/2 keeps for a socket that does not take them, whatever window the
+/// peer has opened.
+pub(crate) const SEND_BUFFER: usize = 16 * 1024;
+/// Bytes with which HTTP/2 begins, RFC 9113, 3.4.
+pub(crate) const PREFACE: u64 = 24;
+
+fn http2(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+    builder
+        .http2()
+        .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
-        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS))
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .max_local_error_reset_streams(Some(LOCAL_RESETS))
+        .max_pending_accept_reset_streams(Some(PENDING_RESETS))
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)
-        .http2_max_header_list_size(limits.header_bytes)
-        .http2_keepalive_interval(Some(limits.idle_timeout))
-        .http2_keepalive_timeout(Some(PING_BOUND))
+        .max_send_buf_size(SEND_BUFFER)
+        .max_header_list_size(limits.header_bytes)
+        .keep_alive_interval(Some(limits.idle_timeout))
+        .keep_alive_timeout(PING_BOUND);
+    builder
 }

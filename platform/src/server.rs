@@ -45,7 +45,6 @@ pub struct Doors {
 
 /// The sockets, open and not yet served.
 pub struct Server {
-    service: &'static str,
     grpc: TcpListener,
     http: TcpListener,
     /// For whoever shows no certificate: no RPC.
@@ -65,7 +64,6 @@ impl Server {
     pub async fn bind(service: &'static str, common: &Common) -> Result<Server, StartError> {
         check(common)?;
         let server = Server {
-            service,
             tls: match common.tls.enabled {
                 true => Some(ServerTls::load(service, &common.tls)?),
                 false => None,
@@ -154,13 +152,13 @@ impl Server {
         database.stop();
         closing.cancel();
         let drained = tokio::time::timeout(grace, async {
-            let closed = tokio::select! {
+            tokio::select! {
                 closed = &mut doors => closed?,
                 // a silent connection, or one that watches health, does not hold the process up
-                () = answered(&guard) => Ok(()),
+                () = answered(&guard) => {}
             };
             tasks.drain().await;
-            closed
+            anyhow::Ok(())
         })
         .await;
         match (failed, drained) {
@@ -175,11 +173,11 @@ impl Server {
     fn serve(
         self,
         guard: &Guard,
-        routes: Routes,
+        routes: Router,
         http: Router,
         admin: Router,
         closing: CancellationToken,
-    ) -> tokio::task::JoinHandle<anyhow::Result<()>> {
+    ) -> tokio::task::JoinHandle<()> {
         let bound = self.limits.idle_timeout;
         let acceptor = |protocol| {
             self.tls.clone().map(|tls| Acceptor {
@@ -190,30 +188,20 @@ impl Server {
         };
         let http_tls = acceptor(Protocol::Http).filter(|_| self.http_tls);
         let (admission, limits) = (guard.admission().clone(), self.limits);
-        let listen = |socket, tls| Listener::new(socket, tls, &admission, &limits);
-        let listener = listen(self.grpc, acceptor(Protocol::Grpc));
-        let grpc = listen::http2(&limits)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(
-                listener.into_stream(),
-                closing.clone().cancelled_owned(),
-            );
-        let http_door = |socket, tls, router| {
-            let listener = listen(socket, tls);
-            listen::serve_http(listener, router, limits.clone(), closing.clone())
-        };
+        let listen =
+            |socket, tls, protocol| Listener::new(socket, tls, &admission, &limits, protocol);
+        let listener = listen(self.grpc, acceptor(Protocol::Grpc), Protocol::Grpc);
+        let grpc = listen::serve_grpc(listener, routes, limits.clone(), closing.clone());
+        let listener = listen(self.http, http_tls, Protocol::Http);
+        let http = listen::serve_http(listener, http, limits.clone(), closing.clone());
         let admin = self.admin.map(|socket| {
             // its connections are not counted with the others: a probe finds its place
-            let listener = Listener::new(socket, None, &Admission::new(&limits), &limits);
+            let admission = Admission::new(&limits);
+            let listener = Listener::new(socket, None, &admission, &limits, Protocol::Http);
             listen::serve_http(listener, admin, limits.clone(), closing.clone())
         });
-        let http = http_door(self.http, http_tls, http);
-        let service = self.service;
         crate::tasks::spawn(async move {
-            let (grpc, (), _) = tokio::join!(grpc, http, OptionFuture::from(admin));
-            grpc.map_err(|error| {
-                anyhow::Error::from(error).context(format!("serving {service} over gRPC"))
-            })
+            tokio::join!(grpc, http, OptionFuture::from(admin));
         })
     }
 }

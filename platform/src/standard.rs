@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::{
+    Router,
     body::{Body, HttpBody},
     extract::{Request, State},
     middleware::{self, Next},
@@ -79,7 +80,7 @@ impl Standard {
         routes: Routes,
         descriptors: &'static [u8],
         health: HealthServer<H>,
-    ) -> anyhow::Result<Routes>
+    ) -> anyhow::Result<Router>
     where
         H: tonic_health::pb::health_server::Health,
     {
@@ -100,7 +101,7 @@ impl Standard {
         let v1alpha = reflection()
             .with_service_name("grpc.reflection.v1alpha.ServerReflection")
             .build_v1alpha()?;
-        let router = routes
+        Ok(routes
             .add_service(
                 health
                     .max_decoding_message_size(MESSAGE_BYTES)
@@ -117,8 +118,7 @@ impl Standard {
             )
             .into_axum_router()
             .layer(middleware::from_fn_with_state(self, guard))
-            .layer(middleware::from_fn(stamp_trace_id));
-        Ok(Routes::from(router))
+            .layer(middleware::from_fn(stamp_trace_id)))
     }
 
     fn admit(&self, request: &Request) -> Result<(OwnedSemaphorePermit, bool), Fault> {

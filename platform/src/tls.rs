@@ -3,7 +3,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt as _, stream};
+use futures::StreamExt as _;
 use rustls::{
     ServerConfig,
     server::{NoServerSessionStorage, WebPkiClientVerifier},
@@ -22,6 +22,7 @@ use crate::{
     config::{ClientAuth, Limits, TlsConfig},
     error::StartError,
     line::Line,
+    listen::PREFACE,
     state_log::StateLog,
     transport::{Connection, Transport},
 };
@@ -40,7 +41,7 @@ pub(crate) struct ServerTls {
     http: Arc<ServerConfig>,
 }
 
-/// What is spoken inside the TLS of a port.
+/// What is spoken on a port, inside its TLS if it has one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Protocol {
     Grpc,
@@ -135,6 +136,8 @@ pub(crate) struct Listener {
     handshakes: JoinSet<io::Result<(Transport, Seat)>>,
     admission: Admission,
     limits: Limits,
+    /// Bytes with which every connection of this protocol begins.
+    first_word: u64,
 }
 
 impl Listener {
@@ -144,6 +147,7 @@ impl Listener {
         tls: Option<Acceptor>,
         admission: &Admission,
         limits: &Limits,
+        protocol: Protocol,
     ) -> Listener {
         Listener {
             // answers are small and whole: waiting to fill a packet only delays them
@@ -154,13 +158,19 @@ impl Listener {
             handshakes: JoinSet::new(),
             admission: admission.clone(),
             limits: limits.clone(),
+            first_word: match protocol {
+                Protocol::Grpc => PREFACE,
+                // the time for the rest of its headers is hyper's to watch
+                Protocol::Http => 1,
+            },
         }
     }
 
     #[cfg(test)]
     pub(crate) fn unbounded(listener: TcpListener, tls: Option<Acceptor>) -> Listener {
         let limits = Limits::default();
-        Listener::new(listener, tls, &Admission::new(&limits), &limits)
+        let admission = Admission::new(&limits);
+        Listener::new(listener, tls, &admission, &limits, Protocol::Http)
     }
 
     /// The next connection that is let in. Cancel safe.
@@ -204,15 +214,8 @@ impl Listener {
     fn seated(&self, transport: Transport, seat: Seat) -> Connection {
         let peer = transport.peer();
         let name = peer.names().first().map(String::as_str);
-        let line = Line::new(&self.admission, seat, name, &self.limits);
+        let line = Line::new(&self.admission, seat, name, &self.limits, self.first_word);
         Connection::new(transport, peer, line)
-    }
-
-    /// As tonic takes them.
-    pub(crate) fn into_stream(self) -> impl Stream<Item = io::Result<Connection>> {
-        stream::unfold(self, |mut listener| async move {
-            Some((Ok(listener.next().await), listener))
-        })
     }
 }
 

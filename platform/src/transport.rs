@@ -13,7 +13,6 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::transport::server::Connected;
 
 use crate::{line::Line, peer::Peer};
 
@@ -115,19 +114,20 @@ impl Connection {
     pub(crate) fn peer(&self) -> Peer {
         self.peer.clone()
     }
+
+    fn note(&self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Ready(Ok(bytes)) => self.line.wrote(Some(*bytes)),
+            Poll::Pending => self.line.wrote(None),
+            // it ends
+            Poll::Ready(Err(_)) => {}
+        }
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         self.line.end().cancel();
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer()
     }
 }
 
@@ -142,8 +142,9 @@ impl AsyncRead for Connection {
         }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
-            self.line.heard();
+        let read = buf.filled().len() - before;
+        if read > 0 {
+            self.line.heard(read);
         }
         Poll::Ready(Ok(()))
     }
@@ -155,7 +156,9 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.note(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -163,7 +166,9 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.note(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

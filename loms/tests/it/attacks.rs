@@ -159,16 +159,7 @@ async fn bodies_that_never_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_not_read() {
     let target = Target::start(json!({"write_timeout": "1s", "idle_timeout": "3s"})).await;
-    let message = {
-        let mut message = vec![8];
-        let mut id = target.large as u64;
-        while id > 127 {
-            message.push((id as u8 & 127) | 128);
-            id >>= 7;
-        }
-        message.push(id as u8);
-        message
-    };
+    let message = target.ask_for_large();
     let path = "/loms.Loms/ListOrder";
     let mut readers = Vec::new();
     // short answers too, which go in one piece
@@ -358,5 +349,45 @@ async fn made_up_names_are_no_labels() {
             >= u64::from(scaled(500))
     })
     .await;
+    target.finish().await;
+}
+
+/// Windows of 2 GiB, and sockets that are not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_are_not_read() {
+    let limits = json!({"memory": 8 << 20, "write_timeout": "2s"});
+    let target = Target::start(limits).await;
+    let message = target.ask_for_large();
+    let open = (1_u32 << 31) - 1;
+    let path = "/loms.Loms/ListOrder";
+    let mut readers = Vec::new();
+    for _ in 0..scaled(10) {
+        let mut reader = Raw::deaf(target.grpc(), path, &[(4, open)]).await;
+        let wider = frame(WINDOW_UPDATE, 0, 0, &(open - 65_535).to_be_bytes());
+        reader.say(&wider).await;
+        readers.push(reader);
+    }
+    // the kernel takes some, then HTTP/2 keeps a little of each, and a socket that takes no more is
+    // left
+    let mut sent = 0;
+    let by = Instant::now() + Duration::from_secs(90);
+    while !readers.is_empty() {
+        assert!(Instant::now() < by, "{} connections go on", readers.len());
+        let mut going_on = Vec::new();
+        for mut reader in readers {
+            let mut goes_on = true;
+            for stream in streams(100) {
+                let call = reader.whole(200 * sent + stream, &message);
+                goes_on &= reader.say(&call).await;
+            }
+            if goes_on {
+                going_on.push(reader);
+            }
+        }
+        readers = going_on;
+        sent += 1;
+        target.is_alive().await;
+    }
+    target.large_is_listed().await;
     target.finish().await;
 }

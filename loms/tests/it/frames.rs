@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
-        TcpStream,
+        TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     task::JoinSet,
@@ -45,7 +45,20 @@ impl Raw {
 
     /// The same, and reads nothing.
     pub(crate) async fn unread(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
-        let (reader, writer) = TcpStream::connect(address).await.unwrap().into_split();
+        let stream = TcpStream::connect(address).await.unwrap();
+        Raw::over(stream, path, settings).await
+    }
+
+    /// The same, and its kernel takes next to nothing of what is not read.
+    pub(crate) async fn deaf(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let stream = socket.connect(address).await.unwrap();
+        Raw::over(stream, path, settings).await
+    }
+
+    async fn over(stream: TcpStream, path: &str, settings: &[(u16, u32)]) -> Raw {
+        let (reader, writer) = stream.into_split();
         let mut raw = Raw {
             writer,
             unread: Some(reader),

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::loms::{CreateOrderRequest, OrderItem, StocksRequest, loms_client::LomsClient};
+use prost::Message as _;
+use proto::loms::{
+    CreateOrderRequest, ListOrderRequest, OrderItem, StocksRequest, loms_client::LomsClient,
+};
 use serde_json::json;
 use tonic::transport::Channel;
 
@@ -121,6 +124,19 @@ impl Target {
     pub(crate) async fn orders_of_two(&self) -> i64 {
         let orders = "SELECT count(*) FROM loms.user_order WHERE user_id = 2";
         crate::oracle::count(&self.pool, orders).await
+    }
+
+    /// The message that asks for the order of many lines.
+    pub(crate) fn ask_for_large(&self) -> Vec<u8> {
+        let order_id = self.large;
+        ListOrderRequest { order_id }.encode_to_vec()
+    }
+
+    pub(crate) async fn large_is_listed(&self) {
+        let order_id = self.large;
+        let mut probe = self.probe.clone();
+        let listed = probe.list_order(ListOrderRequest { order_id });
+        assert_eq!(listed.await.unwrap().into_inner().items.len(), 1_000);
     }
 
     /// It has not grown much, goes on, and its books are right.

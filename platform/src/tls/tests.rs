@@ -14,8 +14,10 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Request, Response, Status,
+    service::Routes,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_health::pb::{
@@ -26,6 +28,7 @@ use tonic_health::pb::{
 
 use super::*;
 use crate::{
+    listen::serve_grpc,
     peer,
     test_authority::{Authority, EXPIRED, Folder, GOOD, Signed},
 };
@@ -35,7 +38,7 @@ struct Mirror;
 
 #[tonic::async_trait]
 impl Health for Mirror {
-    type WatchStream = stream::Empty<Result<HealthCheckResponse, Status>>;
+    type WatchStream = futures::stream::Empty<Result<HealthCheckResponse, Status>>;
 
     async fn check(
         &self,
@@ -81,12 +84,16 @@ async fn serve(client_auth: ClientAuth, bound: Duration) -> Served {
         protocol: Protocol::Grpc,
         bound,
     };
-    let incoming = Listener::unbounded(listener, Some(acceptor)).into_stream();
+    let listener = Listener::unbounded(listener, Some(acceptor));
+    let router = Routes::new(HealthServer::new(Mirror)).into_axum_router();
     let mut serving = JoinSet::new();
-    serving.spawn(async move {
-        let server = tonic::transport::Server::builder().add_service(HealthServer::new(Mirror));
-        server.serve_with_incoming(incoming).await.unwrap();
-    });
+    let limits = Limits::default();
+    serving.spawn(serve_grpc(
+        listener,
+        router,
+        limits,
+        CancellationToken::new(),
+    ));
     Served {
         authority,
         folder,
