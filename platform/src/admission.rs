@@ -24,9 +24,9 @@ use crate::{
 
 /// After a refusal for want of a place, no peer may hold more than half of the places for so long.
 const CROWDED: Duration = Duration::from_secs(1);
-/// While several peers hold places, the last one in so many is for those that hold few.
+/// While several peers hold places or bytes, the last one in so many is for those that hold few.
 const RESERVE: usize = 8;
-/// A peer with less than one place in so many holds few.
+/// A peer with less than one in so many holds few.
 const SMALL: usize = 64;
 /// Connections over the limit that are told so; beyond these a connection is closed without a word.
 const TOLD: usize = 64;
@@ -182,7 +182,8 @@ impl Admission {
         if held >= half && crowded() {
             return Err(Bound::Calls);
         }
-        let permit = if self.is_reserved(held) {
+        let free = inner.places.available_permits();
+        let permit = if is_reserved(inner.most_places, free, held, 1) {
             None
         } else {
             inner.places.clone().try_acquire_owned().ok()
@@ -196,15 +197,6 @@ impl Admission {
         Ok(part(permit, share, 1, |share| &share.places))
     }
 
-    /// Whether the places that are left are for peers that hold fewer than `held`: many peers, each
-    /// with less than half of the places, would leave none for the next one.
-    fn is_reserved(&self, held: usize) -> bool {
-        let most = self.0.most_places;
-        let free = self.0.places.available_permits();
-        let of_others = most.saturating_sub(free + held);
-        held >= most.div_ceil(SMALL) && of_others > 0 && free <= most / RESERVE
-    }
-
     /// Room for `count` bytes of a request or an answer.
     ///
     /// # Errors
@@ -216,11 +208,23 @@ impl Admission {
         if held > 0 && held + count > inner.most_bytes / 4 {
             return Err(Bound::Bytes);
         }
+        let free = inner.bytes.available_permits();
+        if is_reserved(inner.most_bytes, free, held, count) {
+            return Err(Bound::Bytes);
+        }
         let wanted = u32::try_from(count.min(inner.most_bytes)).map_err(|_| Bound::Bytes)?;
         let permit = inner.bytes.clone().try_acquire_many_owned(wanted);
         let permit = permit.map_err(|_| Bound::Bytes)?;
         Ok(part(permit, share, count, |share| &share.bytes))
     }
+}
+
+/// Whether what is left of `most` is for peers that hold less than one who holds `held` and wants
+/// `count` more: several peers, each within its part, would leave nothing for the next one.
+fn is_reserved(most: usize, free: usize, held: usize, count: usize) -> bool {
+    let of_others = most.saturating_sub(free + held);
+    let is_small = held + count <= most.div_ceil(SMALL);
+    !is_small && of_others > 0 && free < most / RESERVE + count
 }
 
 fn part(
@@ -329,13 +333,27 @@ mod tests {
         assert_eq!(admission.bytes(&one, 600).err(), Some(Bound::Bytes));
         assert!(admission.bytes(&one, 400).is_ok());
         assert!(
-            admission.bytes(&other, 3_400).is_ok(),
+            admission.bytes(&other, 2_900).is_ok(),
             "larger than a quarter, but one"
         );
         drop(held);
         assert!(admission.bytes(&one, 1_000).is_ok());
         assert_eq!(one.bytes.load(Ordering::Relaxed), 0);
         assert_eq!(admission.0.bytes.available_permits(), 4_000);
+    }
+
+    #[tokio::test]
+    async fn several_peers_leave_bytes_for_one_that_asks_for_few() {
+        let admission = admission();
+        let (peers, late): ([Arc<Share>; 6], Arc<Share>) = <_>::default();
+        let mut taken = Vec::new();
+        // in small pieces, of which the last one would fit
+        for _ in 0..4_000 {
+            taken.extend(peers.iter().filter_map(|peer| admission.bytes(peer, 1).ok()));
+        }
+        assert_eq!(taken.len(), 4_000 - 4_000 / RESERVE);
+        assert!(admission.bytes(&late, 4_000 / SMALL).is_ok());
+        assert_eq!(admission.bytes(&late, 400).err(), Some(Bound::Bytes));
     }
 
     #[tokio::test]
