@@ -349,7 +349,11 @@ mod tests {
         let mut taken = Vec::new();
         // in small pieces, of which the last one would fit
         for _ in 0..4_000 {
-            taken.extend(peers.iter().filter_map(|peer| admission.bytes(peer, 1).ok()));
+            taken.extend(
+                peers
+                    .iter()
+                    .filter_map(|peer| admission.bytes(peer, 1).ok()),
+            );
         }
         assert_eq!(taken.len(), 4_000 - 4_000 / RESERVE);
         assert!(admission.bytes(&late, 4_000 / SMALL).is_ok());

@@ -7,7 +7,7 @@ use sqlx::ConnectOptions as _;
 
 use crate::{
     oracle,
-    process::{File, run},
+    process::{self, File, run},
     test_app::eventually,
 };
 
@@ -24,7 +24,7 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
 #[tokio::test]
 async fn an_empty_database_is_migrated_once() {
     let pool = testkit::empty_database("loms").await;
-    let config = File::config(&pool, "orders", &json!({}));
+    let config = process::config(&pool, "orders", &json!({}));
     let (code, _, error) = said(&run(&config, &["audit"]).await);
     assert_eq!(code, Some(1), "{error}");
     for _ in 0..2 {
@@ -42,7 +42,7 @@ async fn an_empty_database_is_migrated_once() {
 #[tokio::test]
 async fn a_delivery_is_received_from_a_file() {
     let pool = crate::database().await;
-    let config = File::config(&pool, "orders", &json!({}));
+    let config = process::config(&pool, "orders", &json!({}));
     let receive = async |text: &str| {
         let file = File::new(text);
         let arguments = ["stock", "receive", file.path(), "--delivery", "march"];
@@ -72,7 +72,7 @@ async fn a_delivery_is_received_from_a_file() {
 #[tokio::test]
 async fn an_audit_that_finds_something_prints_it_and_fails() {
     let pool = crate::database().await;
-    let config = File::config(&pool, "orders", &json!({}));
+    let config = process::config(&pool, "orders", &json!({}));
     let stock = File::new("warehouse_id,sku,count\n1,7,2\n");
     let received = run(&config, &["stock", "receive", stock.path()]).await;
     assert!(received.status.success(), "{received:?}");
@@ -98,7 +98,7 @@ async fn an_audit_that_finds_something_prints_it_and_fails() {
 #[tokio::test]
 async fn what_cannot_be_is_one_line_and_a_code_of_its_own() {
     let pool = crate::database().await;
-    let wrong = File::config(
+    let wrong = process::config(
         &pool,
         "orders",
         &json!({"orders": {"paymnt_timeout": "1s"}}),
@@ -109,7 +109,7 @@ async fn what_cannot_be_is_one_line_and_a_code_of_its_own() {
         assert!(error.contains("paymnt_timeout"), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
-    let config = File::config(&pool, "orders", &json!({}));
+    let config = process::config(&pool, "orders", &json!({}));
     // clap's own code for a command that there is none of
     let (code, _, error) = said(&run(&config, &["place"]).await);
     assert_eq!(code, Some(2));
@@ -143,7 +143,7 @@ async fn a_database_that_stays_away_is_one_line_and_69() {
         (no_role, "nobody"),
     ] {
         let postgres = json!({"connection_string": away.to_url_lossy().to_string()});
-        let config = File::config(&pool, "orders", &json!({"postgres": postgres}));
+        let config = process::config(&pool, "orders", &json!({"postgres": postgres}));
         for command in commands {
             let (code, printed, error) = said(&run(&config, command).await);
             assert_eq!(
@@ -160,7 +160,7 @@ async fn a_database_that_stays_away_is_one_line_and_69() {
 #[tokio::test]
 async fn a_database_that_only_reads_is_waited_for() {
     let pool = testkit::empty_database("loms").await;
-    let config = File::config(&pool, "orders", &json!({}));
+    let config = process::config(&pool, "orders", &json!({}));
     let set = |what: &str| {
         let database = pool.connect_options().get_database().unwrap().to_owned();
         sqlx::AssertSqlSafe(format!("ALTER DATABASE \"{database}\" {what}"))

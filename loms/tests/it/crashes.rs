@@ -23,7 +23,7 @@ async fn prepare(pool: &PgPool) -> (File, String) {
         "orders": {"payment_timeout": "700ms"},
         "admin": {"allow_unauthenticated": true},
     });
-    let config = File::config(pool, &topic, &changes);
+    let config = process::config(pool, &topic, &changes);
     let stock = File::new(&traders::stock());
     let received = process::run(&config, &["stock", "receive", stock.path()]).await;
     assert!(received.status.success(), "{received:?}");

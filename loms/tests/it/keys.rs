@@ -73,7 +73,7 @@ async fn fifty_calls_with_one_key_over_two_processes_make_one_order() {
     let pool = crate::database().await;
     let topic = kafka::unused_topic();
     kafka::create_topic(&topic).await;
-    let config = File::config(&pool, &topic, &json!({}));
+    let config = process::config(&pool, &topic, &json!({}));
     let stock = File::new("warehouse_id,sku,count\n1,7,100\n");
     let received = process::run(&config, &["stock", "receive", stock.path()]).await;
     assert!(received.status.success(), "{received:?}");

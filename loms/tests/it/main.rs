@@ -7,7 +7,6 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 #![expect(clippy::too_many_lines, reason = "a story is read from top to bottom")]
 
-mod frames;
 mod kafka;
 mod oracle;
 mod process;

@@ -300,7 +300,7 @@ async fn orders_and_payments_do_not_wait_for_it() {
     let orders = 50_000 * scale();
     loms::MIGRATOR.run_to(4, &pool).await.unwrap();
     fill(&pool, orders).await;
-    let config = File::config(&pool, "orders", &json!({}));
+    let config = process::config(&pool, "orders", &json!({}));
     let trade = Trade::start(&pool, orders);
     trade.calls(500).await;
 

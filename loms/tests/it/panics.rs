@@ -5,7 +5,7 @@ use tonic::Code;
 
 use crate::{
     kafka, oracle,
-    process::{File, Process},
+    process::{self, Process},
     test_app::order,
 };
 
@@ -14,7 +14,7 @@ async fn a_panic_in_a_batch_is_a_failed_batch() {
     let pool = crate::database().await;
     let topic = kafka::unused_topic();
     kafka::create_topic(&topic).await;
-    let config = File::config(
+    let config = process::config(
         &pool,
         &topic,
         &json!({"admin": {"allow_unauthenticated": true}}),

@@ -162,7 +162,7 @@ async fn frozen_for_longer_than_its_lease() {
         "admin": {"allow_unauthenticated": true},
         "outbox": {"broker_timeout": "4s", "poll_interval": "50ms"},
     });
-    let config = File::config(&pool, &topic, &changes);
+    let config = process::config(&pool, &topic, &changes);
     let stock = File::new("warehouse_id,sku,count\n1,7,1000\n");
     let received = process::run(&config, &["stock", "receive", stock.path()]).await;
     assert!(received.status.success(), "{received:?}");

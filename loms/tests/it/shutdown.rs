@@ -7,7 +7,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     kafka, oracle,
-    process::{File, Process},
+    process::{self, Process},
     proxy::Proxy,
     test_app::{TestApp, eventually, lock_waiters},
 };
@@ -134,7 +134,7 @@ async fn a_second_signal_ends_the_delay() {
     let pool = crate::database().await;
     let topic = kafka::unused_topic();
     kafka::create_topic(&topic).await;
-    let config = File::config(&pool, &topic, &json!({"shutdown_delay": "60s"}));
+    let config = process::config(&pool, &topic, &json!({"shutdown_delay": "60s"}));
     let mut process = Process::start(&config).await;
     let ready = format!("http://{}/readyz", process.http());
     let status = async || {

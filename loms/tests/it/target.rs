@@ -1,39 +1,39 @@
-//! A LOMS that is attacked, a process of its own, and a caller beside the attack.
+//! A LOMS that is attacked, and its caller beside the attack.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, ops::Deref};
 
 use prost::Message as _;
 use proto::loms::{
     CreateOrderRequest, ListOrderRequest, OrderItem, StocksRequest, loms_client::LomsClient,
 };
 use serde_json::json;
+use testkit::{
+    attack::{Attacked, post},
+    http2::Raw,
+};
 use tonic::transport::Channel;
 
 use crate::{
-    frames::Raw,
     kafka,
-    process::{File, Process},
+    process::{File, LOMS, config, run},
     test_app::eventually,
 };
 
-/// What an attack may add to the memory of a process that has been asked once, in KiB.
-const GROWTH: u64 = 96 * 1024;
-/// The longest that a call of another client may take meanwhile.
-const PROBE_BOUND: Duration = Duration::from_secs(3);
-
-/// A LOMS with an order of many lines, and a caller beside the attack.
+/// A LOMS with an order of many lines.
 pub(crate) struct Target {
-    pub(crate) process: Process,
-    probe: LomsClient<Channel>,
-    web: reqwest::Client,
-    before: u64,
+    attacked: Attacked,
+    client: LomsClient<Channel>,
     pub(crate) large: i64,
-    config: File,
     /// Its database lives as long.
     pub(crate) pool: sqlx::PgPool,
+}
+
+impl Deref for Target {
+    type Target = Attacked;
+
+    fn deref(&self) -> &Attacked {
+        &self.attacked
+    }
 }
 
 impl Target {
@@ -44,15 +44,20 @@ impl Target {
         let pool = crate::database().await;
         let topic = kafka::unused_topic();
         kafka::create_topic(&topic).await;
-        let config = File::config(&pool, &topic, &json!({"limits": limits}));
+        let config = config(&pool, &topic, &json!({"limits": limits}));
         let stock = (1..=1_000).fold("warehouse_id,sku,count\n".to_owned(), |csv, sku| {
             csv + &format!("1,{sku},100000\n")
         });
         let stock = File::new(&stock);
-        let received = crate::process::run(&config, &["stock", "receive", stock.path()]).await;
+        let received = run(&config, &["stock", "receive", stock.path()]).await;
         assert!(received.status.success(), "{received:?}");
-        let process = Process::start(&config).await;
-        let mut probe = process.client();
+        let process = testkit::Process::start(LOMS, &config, "").await;
+        let (grpc, http) = (process.grpc(), process.http());
+        let connect = move || {
+            let endpoint = Channel::from_shared(format!("http://{grpc}")).unwrap();
+            LomsClient::new(endpoint.connect_lazy())
+        };
+        let mut client = connect();
         let items = (1..=1_000).map(|sku| OrderItem { sku, count: 60_000 });
         let order = CreateOrderRequest {
             user: 1,
@@ -60,26 +65,27 @@ impl Target {
             idempotency_key: String::new(),
         };
         eventually("a database", async || {
-            probe.clone().stocks(StocksRequest { sku: 7 }).await.is_ok()
+            let stocks = StocksRequest { sku: 7 };
+            client.clone().stocks(stocks).await.is_ok()
         })
         .await;
-        let large = probe
-            .create_order(order)
-            .await
-            .unwrap()
-            .into_inner()
-            .order_id;
-        let target = Target {
-            before: process.most_memory(),
-            process,
-            probe,
-            web: reqwest::Client::new(),
-            large,
-            config,
-            pool,
+        let created = client.create_order(order).await.unwrap();
+        let large = created.into_inner().order_id;
+        let caller = move || {
+            let (mut client, web) = (connect(), reqwest::Client::new());
+            let url = format!("http://{http}/stocks");
+            async move || {
+                let stocks = client.stocks(StocksRequest { sku: 7 }).await;
+                stocks.map_err(|status| status.to_string())?;
+                post(&web, &url, &json!({"sku": 7})).await
+            }
         };
-        target.is_alive().await;
-        target
+        Target {
+            attacked: Attacked::start("loms", (process, config), caller).await,
+            client,
+            large,
+            pool,
+        }
     }
 
     pub(crate) fn grpc(&self) -> SocketAddr {
@@ -88,37 +94,6 @@ impl Target {
 
     pub(crate) async fn raw(&self, path: &str) -> Raw {
         Raw::connect(self.grpc(), path, &[]).await
-    }
-
-    /// Others are answered in time, over both ports.
-    pub(crate) async fn is_alive(&self) {
-        for _ in 0..5 {
-            let began = Instant::now();
-            let mut probe = self.probe.clone();
-            let stocks = probe.stocks(StocksRequest { sku: 7 }).await;
-            stocks.expect("an answer beside the attack");
-            assert!(began.elapsed() < PROBE_BOUND, "{:?}", began.elapsed());
-        }
-        let ready = format!("http://{}/readyz", self.process.http());
-        let ready = self.web.get(ready).send().await.unwrap();
-        assert_eq!(ready.status(), 200);
-    }
-
-    /// Calls of a method by their code, as the metrics count them.
-    pub(crate) async fn counted(&self, status: &str, method: &str) -> u64 {
-        let metrics = format!("http://{}/metrics", self.process.http());
-        let metrics = self.web.get(metrics).send().await.unwrap();
-        let metrics = metrics.text().await.unwrap();
-        assert!(
-            metrics.len() < 1 << 20,
-            "{} bytes of metrics",
-            metrics.len()
-        );
-        let name = format!(
-            "loms_histogram_response_time_seconds_count{{method=\"{method}\",status=\"{status}\"}} "
-        );
-        let found = metrics.lines().find_map(|line| line.strip_prefix(&name));
-        found.map_or(0, |count| count.parse().unwrap())
     }
 
     pub(crate) async fn orders_of_two(&self) -> i64 {
@@ -134,21 +109,15 @@ impl Target {
 
     pub(crate) async fn large_is_listed(&self) {
         let order_id = self.large;
-        let mut probe = self.probe.clone();
-        let listed = probe.list_order(ListOrderRequest { order_id });
+        let mut client = self.client.clone();
+        let listed = client.list_order(ListOrderRequest { order_id });
         assert_eq!(listed.await.unwrap().into_inner().items.len(), 1_000);
     }
 
-    /// It has not grown much, goes on, and its books are right.
+    /// Others have not noticed, and its books are right.
     pub(crate) async fn finish(self) {
-        self.is_alive().await;
-        let grown = self.process.most_memory().saturating_sub(self.before);
-        println!("{} MiB, {} more", self.before / 1024, grown / 1024);
-        assert!(grown < GROWTH, "{grown} KiB");
-        let config = self.config;
-        let ended = self.process.stop().await;
-        assert!(ended.success(), "{ended:?}");
-        let audit = crate::process::run(&config, &["audit"]).await;
+        let config = self.attacked.finish().await;
+        let audit = run(&config, &["audit"]).await;
         assert!(audit.status.success(), "{audit:?}");
     }
 }

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use crate::{
     kafka,
-    process::{File, LOMS},
+    process::{self, LOMS},
 };
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn a_log_that_is_not_read_stops_nothing() {
     let pool = crate::database().await;
     let topic = kafka::unused_topic();
     kafka::create_topic(&topic).await;
-    let config = File::config(&pool, &topic, &json!({"log": {"level": "debug"}}));
+    let config = process::config(&pool, &topic, &json!({"log": {"level": "debug"}}));
     let mut child = Command::new(LOMS)
         .args(["serve", "--config", config.path()])
         .stdin(Stdio::null())

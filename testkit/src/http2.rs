@@ -11,20 +11,20 @@ use tokio::{
     task::JoinSet,
 };
 
-pub(crate) const DATA: u8 = 0;
-pub(crate) const HEADERS: u8 = 1;
-pub(crate) const RST_STREAM: u8 = 3;
-pub(crate) const SETTINGS: u8 = 4;
-pub(crate) const PING: u8 = 6;
-pub(crate) const GOAWAY: u8 = 7;
-pub(crate) const WINDOW_UPDATE: u8 = 8;
-pub(crate) const CONTINUATION: u8 = 9;
-pub(crate) const END_STREAM: u8 = 1;
-pub(crate) const END_HEADERS: u8 = 4;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
 /// A connection that sends any bytes. Answers are read and thrown away, except after
 /// [`Raw::unread`].
-pub(crate) struct Raw {
+pub struct Raw {
     writer: OwnedWriteHalf,
     unread: Option<OwnedReadHalf>,
     _reading: JoinSet<()>,
@@ -33,9 +33,9 @@ pub(crate) struct Raw {
 
 impl Raw {
     /// Speaks first: the preface and the settings, `(id, value)`.
-    pub(crate) async fn connect(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
+    pub async fn connect(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
         let mut raw = Raw::unread(address, path, settings).await;
-        let mut reader = raw.unread.take().unwrap();
+        let mut reader = raw.unread.take().expect("nothing reads yet");
         raw._reading.spawn(async move {
             let mut buffer = [0; 16 * 1024];
             while reader.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
@@ -44,16 +44,16 @@ impl Raw {
     }
 
     /// The same, and reads nothing.
-    pub(crate) async fn unread(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
-        let stream = TcpStream::connect(address).await.unwrap();
+    pub async fn unread(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
+        let stream = TcpStream::connect(address).await.expect("a connection");
         Raw::over(stream, path, settings).await
     }
 
     /// The same, and its kernel takes next to nothing of what is not read.
-    pub(crate) async fn deaf(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        let stream = socket.connect(address).await.unwrap();
+    pub async fn deaf(address: SocketAddr, path: &str, settings: &[(u16, u32)]) -> Raw {
+        let socket = TcpSocket::new_v4().expect("a connection");
+        socket.set_recv_buffer_size(4096).expect("a connection");
+        let stream = socket.connect(address).await.expect("a connection");
         Raw::over(stream, path, settings).await
     }
 
@@ -77,17 +77,17 @@ impl Raw {
     }
 
     /// Whether it could be said: the other side may have ended the connection.
-    pub(crate) async fn say(&mut self, bytes: &[u8]) -> bool {
+    pub async fn say(&mut self, bytes: &[u8]) -> bool {
         self.writer.write_all(bytes).await.is_ok()
     }
 
     /// A call's headers; its message is to come.
-    pub(crate) fn call(&self, stream: u32) -> Vec<u8> {
+    pub fn call(&self, stream: u32) -> Vec<u8> {
         frame(HEADERS, END_HEADERS, stream, &self.headers())
     }
 
     /// A call whose message is compressed, or is said to be.
-    pub(crate) fn compressed(&self, stream: u32, message: &[u8]) -> Vec<u8> {
+    pub fn compressed(&self, stream: u32, message: &[u8]) -> Vec<u8> {
         let mut block = self.headers();
         block.push(0);
         text(&mut block, "grpc-encoding");
@@ -100,7 +100,7 @@ impl Raw {
         bytes
     }
 
-    pub(crate) fn headers(&self) -> Vec<u8> {
+    pub fn headers(&self) -> Vec<u8> {
         // HPACK, RFC 7541: POST and http are in the static table, the rest are literals that are
         // not indexed
         let mut block = vec![0x83, 0x86];
@@ -115,7 +115,7 @@ impl Raw {
     }
 
     /// A whole call with this message.
-    pub(crate) fn whole(&self, stream: u32, message: &[u8]) -> Vec<u8> {
+    pub fn whole(&self, stream: u32, message: &[u8]) -> Vec<u8> {
         let mut data = vec![0];
         data.extend((message.len() as u32).to_be_bytes());
         data.extend(message);
@@ -126,11 +126,11 @@ impl Raw {
 }
 
 /// The ids of a client's streams.
-pub(crate) fn streams(count: u32) -> impl Iterator<Item = u32> {
+pub fn streams(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|number| 2 * number + 1)
 }
 
-pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -144,6 +144,6 @@ fn literal(block: &mut Vec<u8>, name: u8, value: &str) {
 }
 
 fn text(block: &mut Vec<u8>, text: &str) {
-    block.push(u8::try_from(text.len()).unwrap());
+    block.push(u8::try_from(text.len()).expect("a short text"));
     block.extend(text.as_bytes());
 }
