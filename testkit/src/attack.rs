@@ -4,7 +4,11 @@
 //! release build: the caller runs on that core, which is the service's, and the bounds of time and
 //! memory hold that `.ci/attacks` is there for.
 
+pub mod floods;
+pub mod unread;
+
 use std::{
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -175,6 +179,10 @@ impl Attacked {
             probe,
             p99,
         }
+    }
+
+    pub fn grpc(&self) -> SocketAddr {
+        self.process.grpc()
     }
 
     /// Others are answered, and it is ready.

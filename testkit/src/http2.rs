@@ -29,6 +29,7 @@ pub struct Raw {
     unread: Option<OwnedReadHalf>,
     _reading: JoinSet<()>,
     path: String,
+    metadata: Vec<(String, String)>,
 }
 
 impl Raw {
@@ -64,6 +65,7 @@ impl Raw {
             unread: Some(reader),
             _reading: JoinSet::new(),
             path: path.to_owned(),
+            metadata: Vec::new(),
         };
         let mut payload = Vec::new();
         for (id, value) in settings {
@@ -76,6 +78,13 @@ impl Raw {
         raw
     }
 
+    /// The same with one more line of metadata in each call.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Raw {
+        self.metadata.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Whether it could be said: the other side may have ended the connection.
     pub async fn say(&mut self, bytes: &[u8]) -> bool {
         self.writer.write_all(bytes).await.is_ok()
@@ -83,7 +92,7 @@ impl Raw {
 
     /// A call's headers; its message is to come.
     pub fn call(&self, stream: u32) -> Vec<u8> {
-        frame(HEADERS, END_HEADERS, stream, &self.headers())
+        block(stream, &self.headers())
     }
 
     /// A call whose message is compressed, or is said to be.
@@ -95,7 +104,7 @@ impl Raw {
         let mut data = vec![1];
         data.extend((message.len() as u32).to_be_bytes());
         data.extend(message);
-        let mut bytes = frame(HEADERS, END_HEADERS, stream, &block);
+        let mut bytes = self::block(stream, &block);
         bytes.extend(frame(DATA, END_STREAM, stream, &data));
         bytes
     }
@@ -107,6 +116,11 @@ impl Raw {
         literal(&mut block, 4, &self.path);
         literal(&mut block, 1, "localhost");
         for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")] {
+            block.push(0);
+            text(&mut block, name);
+            text(&mut block, value);
+        }
+        for (name, value) in &self.metadata {
             block.push(0);
             text(&mut block, name);
             text(&mut block, value);
@@ -138,12 +152,36 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A block of headers, in as many frames as it takes.
+pub fn block(stream: u32, headers: &[u8]) -> Vec<u8> {
+    let pieces = headers.chunks(16 * 1024);
+    let last = pieces.len().saturating_sub(1);
+    let frames = pieces.enumerate().map(|(number, piece)| {
+        let kind = if number == 0 { HEADERS } else { CONTINUATION };
+        let flags = if number == last { END_HEADERS } else { 0 };
+        frame(kind, flags, stream, piece)
+    });
+    frames.flatten().collect()
+}
+
 fn literal(block: &mut Vec<u8>, name: u8, value: &str) {
     block.push(name);
     text(block, value);
 }
 
+/// A string of HPACK that is not compressed: its length, RFC 7541, 5.1, and itself.
 fn text(block: &mut Vec<u8>, text: &str) {
-    block.push(u8::try_from(text.len()).expect("a short text"));
+    const IN_PREFIX: usize = 127;
+    match text.len().checked_sub(IN_PREFIX) {
+        None => block.push(text.len() as u8),
+        Some(mut rest) => {
+            block.push(IN_PREFIX as u8);
+            while rest > IN_PREFIX {
+                block.push((rest & IN_PREFIX) as u8 | 128);
+                rest >>= 7;
+            }
+            block.push(rest as u8);
+        }
+    }
     block.extend(text.as_bytes());
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says what it expects by failing")]
 #![expect(clippy::too_many_lines, reason = "a story is read from top to bottom")]
 
+mod attacks;
 mod carts;
 mod concurrency;
 mod crashes;

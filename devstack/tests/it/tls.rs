@@ -1,13 +1,16 @@
 //! Who is let in: certificates of callers, asked for, required, of the wrong authority; and plaintext.
 
 use devstack::{
-    certs,
+    certs::{self, Layout},
     stack::{Options, Stack},
 };
+use futures::future::join_all;
 use proto::loms::{
     ReceiveStockRequest, ReceiveStockResponse, StockLine, StocksRequest, loms_client::LomsClient,
 };
+use rcgen::KeyPair;
 use serde_json::json;
+use time::OffsetDateTime;
 use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{
@@ -64,7 +67,7 @@ fn not_let_in<T: std::fmt::Debug>(answer: Result<T, Status>) {
 async fn deliveries_are_booked_by_callers_who_show_who_they_are() {
     let stack = loms().await;
     let other = tempfile::tempdir().unwrap();
-    certs::write(other.path(), certs::Layout::Together).unwrap();
+    certs::write(other.path(), Layout::Together).unwrap();
 
     let optional = Replica::start(&stack, &json!({"tls": {"client_auth": "optional"}})).await;
     let refused = receive(optional.stranger(), "d1").await.unwrap_err();
@@ -103,6 +106,56 @@ async fn deliveries_are_booked_by_callers_who_show_who_they_are() {
     receive(foreign.operator(other.path()), "d5").await.unwrap();
     not_let_in(receive(foreign.operator(stack.certs()), "d6").await);
     foreign.stop().await;
+    stack.stop().await.unwrap();
+}
+
+/// Many who show what is no good, at once, on a service that runs.
+#[tokio::test]
+async fn certificates_that_are_no_good_are_refused_and_hold_no_other_up() {
+    let stack = loms().await;
+    let authority = certs::Authority::new().unwrap();
+    let good = tempfile::tempdir().unwrap();
+    authority.write(good.path(), Layout::Together).unwrap();
+    let settings = json!({
+        "tls": {"client_auth": "required", "client_ca": certs::ca(good.path())},
+        "admin": {"listen": "127.0.0.1:0"},
+        "limits": {"connections": 20},
+    });
+    let required = Replica::start(&stack, &settings).await;
+    let mut params = certs::params(certs::OPERATOR).unwrap();
+    params.not_after = OffsetDateTime::now_utc() - time::Duration::hours(1);
+    let expired = tempfile::tempdir().unwrap();
+    authority
+        .sign(expired.path(), certs::OPERATOR, &params)
+        .unwrap();
+    let foreign = tempfile::tempdir().unwrap();
+    certs::write(foreign.path(), Layout::Together).unwrap();
+    let alone = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let signed = certs::params(certs::OPERATOR).unwrap().self_signed(&key);
+    let written = [
+        (
+            certs::cert(alone.path(), certs::OPERATOR),
+            signed.unwrap().pem(),
+        ),
+        (
+            certs::key(alone.path(), certs::OPERATOR),
+            key.serialize_pem(),
+        ),
+    ];
+    for (file, text) in written {
+        std::fs::write(file, text).unwrap();
+    }
+    for bad in [&expired, &foreign, &alone] {
+        // more than there may be connections
+        let calls = (0..50).map(|_| on_sale(required.operator(bad.path())));
+        for refused in join_all(calls).await {
+            not_let_in(refused);
+        }
+        let answered = on_sale(required.operator(good.path())).await;
+        assert_eq!(answered.unwrap(), 0);
+    }
+    required.stop().await;
     stack.stop().await.unwrap();
 }
 

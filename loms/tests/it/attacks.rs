@@ -7,11 +7,8 @@ use futures::future::join_all;
 use proto::loms::{StocksRequest, loms_client::LomsClient};
 use serde_json::json;
 use testkit::{
-    attack::scaled,
-    http2::{
-        CONTINUATION, DATA, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
-        WINDOW_UPDATE, frame, streams,
-    },
+    attack::{floods, scaled, unread},
+    http2::{DATA, END_STREAM, PING, RST_STREAM, Raw, frame, streams},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -28,81 +25,34 @@ use crate::{
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 const STOCKS: &str = "/loms.Loms/Stocks";
 
-/// Streams over the limit, each of which is answered with a reset; and resets by the client.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_streams() {
     let target = Target::start(json!({})).await;
     for path in [REFLECTION, STOCKS, "/loms.Loms/Nothing", "/"] {
-        let mut flood = target.raw(path).await;
-        for stream in streams(scaled(5_000)) {
-            let call = flood.call(stream);
-            if !flood.say(&call).await {
-                break;
-            }
-        }
-        target.is_alive().await;
-        let mut rapid = target.raw(path).await;
-        for stream in streams(scaled(5_000)) {
-            let mut call = rapid.call(stream);
-            call.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
-            if !rapid.say(&call).await {
-                break;
-            }
-        }
-        target.is_alive().await;
-        // each of these is a mistake that is answered with a reset
-        let mut mistaken = target.raw(path).await;
-        for stream in streams(scaled(5_000)) {
-            let mut call = mistaken.call(stream);
-            call.extend(frame(WINDOW_UPDATE, 0, stream, &0_u32.to_be_bytes()));
-            if !mistaken.say(&call).await {
-                break;
-            }
-        }
-        target.is_alive().await;
+        floods::of_streams(&target, path).await;
     }
     target.finish().await;
 }
 
-/// Frames that belong to no call.
 #[tokio::test(flavor = "multi_thread")]
 async fn floods_of_frames() {
     let target = Target::start(json!({})).await;
-    let floods = [
-        frame(PING, 0, 0, &[7; 8]),
-        // an answer to a ping that was never sent
-        frame(PING, 1, 0, &[7; 8]),
-        frame(SETTINGS, 0, 0, &[]),
-        frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9]),
-        frame(GOAWAY, 0, 0, &[0; 8]),
-        frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()),
-        frame(0x77, 0, 0, &[1; 100]),
-    ];
-    for bytes in floods {
-        let mut flood = target.raw(STOCKS).await;
-        for _ in 0..scaled(20_000) {
-            if !flood.say(&bytes).await {
-                break;
-            }
-        }
-        target.is_alive().await;
-    }
-    // headers without an end, and such that unpack to more than was sent
-    let mut endless = target.raw(STOCKS).await;
-    let headers = endless.headers();
-    endless.say(&frame(HEADERS, 0, 1, &headers)).await;
-    for number in 0..scaled(5_000) {
-        let mut block = vec![0_u8];
-        let name = format!("x-{number}");
-        block.push(name.len() as u8);
-        block.extend(name.as_bytes());
-        block.push(100);
-        block.extend([b'x'; 100]);
-        if !endless.say(&frame(CONTINUATION, 0, 1, &block)).await {
-            break;
-        }
-    }
-    target.is_alive().await;
+    floods::of_frames(&target, STOCKS).await;
+    target.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_over_the_limit() {
+    let target = Target::start(json!({})).await;
+    floods::of_metadata(&target, STOCKS).await;
+    target.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beginnings_that_take_for_ever() {
+    let limits = json!({"idle_timeout": "2s", "request_timeout": "2s"});
+    let target = Target::start(limits).await;
+    floods::of_beginnings(&target, "/createOrder").await;
     target.finish().await;
 }
 
@@ -158,36 +108,15 @@ async fn bodies_that_never_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_are_not_read() {
     let target = Target::start(json!({"write_timeout": "1s", "idle_timeout": "3s"})).await;
-    let message = target.ask_for_large();
-    let path = "/loms.Loms/ListOrder";
-    let mut readers = Vec::new();
+    let (path, message) = ("/loms.Loms/ListOrder", target.ask_for_large());
     // short answers too, which go in one piece
     let mut short = Raw::unread(target.grpc(), STOCKS, &[(4, 0)]).await;
     for stream in streams(100) {
         let call = short.whole(stream, &[8, 7]);
         short.say(&call).await;
     }
-    readers.push(short);
-    // a window of nothing, and one that lets a byte through
-    for window in [0, 1] {
-        for _ in 0..scaled(4) {
-            let mut reader = Raw::unread(target.grpc(), path, &[(4, window)]).await;
-            for stream in streams(100) {
-                let call = reader.whole(stream, &message);
-                reader.say(&call).await;
-            }
-            readers.push(reader);
-        }
-    }
-    target.is_alive().await;
-    for reader in &mut readers {
-        let ping = frame(PING, 0, 0, &[1; 8]);
-        let by = Instant::now() + Duration::from_secs(30);
-        while reader.say(&ping).await {
-            assert!(Instant::now() < by, "the connection goes on");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
+    unread::windows(&target, path, &message).await;
+    unread::left(&mut short).await;
 
     // one slow reader on a connection of others loses its answer and nothing else
     let mut slow = Raw::connect(target.grpc(), path, &[(4, 0)]).await;
@@ -201,23 +130,17 @@ async fn answers_that_are_not_read() {
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    let body = json!({"orderID": target.large}).to_string();
+    unread::requests(&target, "/listOrder", &body).await;
+    target.finish().await;
+}
 
-    // HTTP/1: requests in a row whose answers are not taken
-    let request = format!(
-        "POST /listOrder HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{{\"orderID\":{}}}",
-        11 + target.large.to_string().len() + 1,
-        target.large
-    );
-    let mut unread = TcpStream::connect(target.process.http()).await.unwrap();
-    let mut written = 0;
-    let ended = async {
-        while unread.write_all(request.as_bytes()).await.is_ok() {
-            written += 1;
-        }
-    };
-    let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
-    ended.expect("a reader that stops is left");
-    assert!(written > 10, "{written}");
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_are_not_read() {
+    let limits = json!({"memory": 8 << 20, "write_timeout": "2s"});
+    let target = Target::start(limits).await;
+    unread::sockets(&target, "/loms.Loms/ListOrder", &target.ask_for_large()).await;
+    target.large_is_listed().await;
     target.finish().await;
 }
 
@@ -352,42 +275,46 @@ async fn made_up_names_are_no_labels() {
     target.finish().await;
 }
 
-/// Windows of 2 GiB, and sockets that are not read.
+/// Deadlines that nothing can meet: each call is counted, and makes a whole order or none.
 #[tokio::test(flavor = "multi_thread")]
-async fn sockets_that_are_not_read() {
-    let limits = json!({"memory": 8 << 20, "write_timeout": "2s"});
-    let target = Target::start(limits).await;
-    let message = target.ask_for_large();
-    let open = (1_u32 << 31) - 1;
-    let path = "/loms.Loms/ListOrder";
-    let mut readers = Vec::new();
-    for _ in 0..scaled(10) {
-        let mut reader = Raw::deaf(target.grpc(), path, &[(4, open)]).await;
-        let wider = frame(WINDOW_UPDATE, 0, 0, &(open - 65_535).to_be_bytes());
-        reader.say(&wider).await;
-        readers.push(reader);
+async fn deadlines_of_a_millisecond() {
+    let target = Target::start(json!({})).await;
+    let method = "/loms.Loms/CreateOrder";
+    let order = [8, 2, 18, 4, 8, 7, 16, 1];
+    let mut hasty = Vec::new();
+    for timeout in ["1m", "1u", "0n"] {
+        let raw = target.raw(method).await;
+        hasty.push(raw.with("grpc-timeout", timeout));
     }
-    // the kernel takes some, then HTTP/2 keeps a little of each, and a socket that takes no more is
-    // left
     let mut sent = 0;
-    let by = Instant::now() + Duration::from_secs(90);
-    while !readers.is_empty() {
-        assert!(Instant::now() < by, "{} connections go on", readers.len());
-        let mut going_on = Vec::new();
-        for mut reader in readers {
-            let mut goes_on = true;
-            for stream in streams(100) {
-                let call = reader.whole(200 * sent + stream, &message);
-                goes_on &= reader.say(&call).await;
-            }
-            if goes_on {
-                going_on.push(reader);
-            }
+    for stream in streams(scaled(500)) {
+        for raw in &mut hasty {
+            let call = raw.whole(stream, &order);
+            sent += u64::from(raw.say(&call).await);
         }
-        readers = going_on;
-        sent += 1;
-        target.is_alive().await;
+        // no more at once than one connection may have
+        if stream % 128 == 1 {
+            target.is_alive().await;
+        }
     }
-    target.large_is_listed().await;
+    let codes = ["OK", "DeadlineExceeded", "Canceled", "ResourceExhausted"];
+    let counted = async || {
+        let mut counts = Vec::new();
+        for code in codes {
+            counts.push(target.counted(code, method).await);
+        }
+        counts
+    };
+    eventually("every call has its answer", async || {
+        let counts = counted().await;
+        // but for the large order
+        counts.iter().sum::<u64>() == sent + 1
+    })
+    .await;
+    let counts = counted().await;
+    assert!(counts[1] > 0, "{counts:?}");
+    for code in ["Internal", "Unknown", "Unavailable"] {
+        assert_eq!(target.counted(code, method).await, 0, "{code}");
+    }
     target.finish().await;
 }

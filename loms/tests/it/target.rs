@@ -1,6 +1,6 @@
 //! A LOMS that is attacked, and its caller beside the attack.
 
-use std::{net::SocketAddr, ops::Deref};
+use std::ops::Deref;
 
 use prost::Message as _;
 use proto::loms::{
@@ -86,10 +86,6 @@ impl Target {
             large,
             pool,
         }
-    }
-
-    pub(crate) fn grpc(&self) -> SocketAddr {
-        self.process.grpc()
     }
 
     pub(crate) async fn raw(&self, path: &str) -> Raw {

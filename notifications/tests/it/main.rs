@@ -19,6 +19,7 @@ mod inbox;
 mod outages;
 mod process;
 
+mod attacks;
 mod crashes;
 mod dead_letters;
 mod rebalances;
