@@ -19,7 +19,7 @@ LOGS = -f deployments/docker-compose.logs.yaml
 # ends with the one-shot's exit code, which up --detach does not wait for; its own tries are bounded
 INPUTS_MADE = test "$$(docker wait $$($(COMPOSE) $(LOGS) ps --all --quiet graylog-inputs))" = 0
 
-.PHONY: help demo up test replay chaos bench certs build check fmt doc migrate migration run-log-env run-services stop advisories
+.PHONY: help demo up test replay chaos attacks bench certs build check fmt doc migrate migration run-log-env run-services stop advisories
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ replay: ## ten days of a real shop: make replay THROUGH=cart|loms CONCURRENCY=1
 
 chaos: ## load while services are killed, Kafka goes away, PostgreSQL restarts; then a recount: make chaos SECONDS=120
 	@$(DEVSTACK) chaos --no-build --seconds $(SECONDS)
+
+attacks: ## the attacks of the tests, large, on a release build with 256 MiB and a core
+	.ci/attacks
 
 bench: ## how fast it is: the standard loads on a release build, written to docs/benchmarks.md
 	cargo build --release --workspace --bins && $(TARGET)/release/devstack bench --no-build
