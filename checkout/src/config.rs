@@ -1,7 +1,7 @@
 //! The service's config: what `config.example.yaml` shows, each key with its default and the reason for it.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -22,10 +22,10 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The gRPC door; default 0.0.0.0:50051.
+    /// The gRPC door; default [::]:50051.
     #[serde(default = "grpc_door")]
     pub grpc: GrpcConfig,
-    /// The HTTP door; default 0.0.0.0:8090.
+    /// The HTTP door; default [::]:8090.
     #[serde(default = "http_door")]
     pub http: HttpConfig,
     /// Of the gRPC door, and of the calls to LOMS.
@@ -248,13 +248,13 @@ impl Config {
 
 fn grpc_door() -> GrpcConfig {
     GrpcConfig {
-        listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 50051)),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50051)),
     }
 }
 
 fn http_door() -> HttpConfig {
     HttpConfig {
-        listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8090)),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8090)),
     }
 }
 

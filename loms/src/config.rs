@@ -1,7 +1,7 @@
 //! The service's configuration; `config.example.yaml` shows every key.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -177,13 +177,13 @@ pub struct AdminConfig {
 
 fn grpc() -> GrpcConfig {
     GrpcConfig {
-        listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 50052)),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50052)),
     }
 }
 
 fn http() -> HttpConfig {
     HttpConfig {
-        listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8081)),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8081)),
     }
 }
 

@@ -1,6 +1,9 @@
 //! What an operator can set, each with its default and the reason for it. `config.example.yaml` lists every key.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use platform::{
     bounds,
@@ -210,13 +213,13 @@ impl Config {
 
 fn grpc() -> GrpcConfig {
     GrpcConfig {
-        listen: SocketAddr::from(([0, 0, 0, 0], 50053)),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50053)),
     }
 }
 
 fn http() -> HttpConfig {
     HttpConfig {
-        listen: SocketAddr::from(([0, 0, 0, 0], 8082)),
+        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8082)),
     }
 }
 

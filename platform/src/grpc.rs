@@ -41,6 +41,7 @@ use crate::{
     telemetry,
 };
 
+pub(crate) const GRPC_STATUS: &str = "grpc-status";
 /// The trace id of every answer.
 pub const TRACE_ID: &str = "x-trace-id";
 
@@ -393,7 +394,7 @@ impl Shared {
 
 pub(crate) fn code_of(headers: &HeaderMap) -> tonic::Code {
     // an error without a body puts its status into the headers; an answer has it in its trailers, and is OK
-    headers.get("grpc-status").map_or(tonic::Code::Ok, |value| {
+    headers.get(GRPC_STATUS).map_or(tonic::Code::Ok, |value| {
         tonic::Code::from_bytes(value.as_bytes())
     })
 }

@@ -13,22 +13,24 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt as _;
 use prometheus::{Encoder as _, TextEncoder};
 use prost::{Message, Name};
 use prost_reflect::DescriptorPool;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tonic::Status;
+use tonic::{Status, metadata::AsciiMetadataValue};
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     admission::{Part, Share},
     body::{self, Bounds},
     config::Limits,
+    deadline::timeout_of,
     docs,
     drain::{Answering, Held, Room, Unsent},
     error::{self, Fault},
-    grpc::{Guard, Refused, Roomy, SMALL_ANSWER, TRACE_ID},
+    grpc::{GRPC_STATUS, Guard, Refused, Roomy, SMALL_ANSWER, TRACE_ID},
     json,
     peer::Peer,
     readiness::Health,
@@ -84,6 +86,7 @@ where
         .line()
         .map_or_else(Arc::default, |line| line.share().clone());
     let bounds = door.bounds(body_bytes);
+    let timeout = timeout(&head.headers).map_err(|fault| refusal(&fault.into()))?;
     // one for whose body there is no room, or that shows no certificate where one is needed, is
     // turned away by the guard, which knows its method, and its body is not read
     let room = if peer.is_verified() || !door.guard.needs_certificate() {
@@ -109,12 +112,7 @@ where
     if let Some(parent) = telemetry::traceparent().and_then(|text| text.parse().ok()) {
         outgoing.metadata_mut().insert("traceparent", parent);
     }
-    // grpc-gateway's own header for a caller's deadline
-    if let Some(timeout) = head
-        .headers
-        .get("grpc-timeout")
-        .and_then(|value| value.to_str().ok()?.parse().ok())
-    {
+    if let Some(timeout) = timeout {
         outgoing.metadata_mut().insert("grpc-timeout", timeout);
     }
     match call(outgoing).await {
@@ -131,6 +129,22 @@ where
             Err(refused)
         }
     }
+}
+
+/// A caller's deadline, by the header that grpc-gateway has for it.
+///
+/// # Errors
+/// INVALID_ARGUMENT, as grpc-gateway answers what is no time.
+fn timeout(headers: &HeaderMap) -> Result<Option<AsciiMetadataValue>, Fault> {
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let parsed = timeout_of(headers).and_then(|_| value.to_str().ok()?.parse().ok());
+    let invalid = || {
+        let message = "invalid grpc-timeout: write digits, at most eight, and a unit of HMSmun";
+        Fault::new(error::Code::InvalidArgument, message)
+    };
+    parsed.map(Some).ok_or_else(invalid)
 }
 
 /// What a route knows of the door that it is behind.
@@ -326,13 +340,30 @@ fn span_of(request: &Request) -> Span {
         http.route = %route, http.status = Empty)
 }
 
-/// Gives an answer of a service that is not guarded its trace id.
+/// Gives every answer over gRPC its trace id as a header. tonic puts a refusal into one frame, of
+/// which clients that tell headers from trailers, as grpc-go does, find all in the trailers: here
+/// it becomes two. The id is in both, because clients of tonic see the trailers alone.
 pub(crate) async fn stamp_trace_id(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&telemetry::trace_id()) {
         response.headers_mut().entry(TRACE_ID).or_insert(value);
     }
-    response
+    if !response.headers().contains_key(GRPC_STATUS) {
+        return response;
+    }
+    let (mut head, _empty) = response.into_parts();
+    let mut trailers = std::mem::take(&mut head.headers);
+    let trace_id = (
+        HeaderName::from_static(TRACE_ID),
+        trailers.get(TRACE_ID).cloned(),
+    );
+    let content_type = (header::CONTENT_TYPE, trailers.remove(header::CONTENT_TYPE));
+    for (name, value) in [trace_id, content_type] {
+        head.headers.extend(value.map(|value| (name, value)));
+    }
+    let trailers = std::future::ready(Some(Ok(trailers)));
+    let body = http_body_util::Empty::new().with_trailers(trailers);
+    Response::from_parts(head, Body::new(body))
 }
 
 fn stamp(headers: &mut HeaderMap, trace_id: &str) {

@@ -1,7 +1,13 @@
 //! Server assembly: opens the doors, serves, watches readiness, and stops in order within a bound: not ready, stop
 //! accepting, finish what runs, stop the workers.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::ErrorKind,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
 use futures::future::OptionFuture;
@@ -290,12 +296,22 @@ fn local(listener: &TcpListener) -> SocketAddr {
 }
 
 async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| {
+    let mut bound = TcpListener::bind(address).await;
+    if address.ip() == Ipv6Addr::UNSPECIFIED && bound.as_ref().is_err_and(has_no_ipv6) {
+        bound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+    }
+    bound.map_err(|error| {
         StartError::new(
             format!("listening on {address}: {error}"),
             format!("stop what uses the port, or set {key}"),
         )
     })
+}
+
+/// A kernel, or a container, without IPv6.
+fn has_no_ipv6(error: &std::io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 /// Time for the last answer over gRPC to leave for its socket: where HTTP/2 and TLS keep it, nobody says when it is gone.

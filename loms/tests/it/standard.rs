@@ -1,9 +1,17 @@
 //! What every service answers besides its business: health, reflection, metrics, readiness, trace ids.
 
+use std::{future::poll_fn, pin::Pin};
+
+use axum::{body::HttpBody as _, http::Request};
 use futures::{StreamExt as _, future::join_all, stream};
 use proto::loms::{StocksRequest, loms_client::LomsClient};
-use serde_json::json;
-use tonic::{Code, client::Grpc, codec::CompressionEncoding, codegen::http::uri::PathAndQuery};
+use serde_json::{Value, json};
+use tonic::{
+    Code,
+    client::{Grpc, GrpcService as _},
+    codec::CompressionEncoding,
+    codegen::http::uri::PathAndQuery,
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -205,6 +213,84 @@ async fn every_grpc_answer_has_a_trace_id() {
         let status = answer.expect_err("no such method");
         assert_eq!(status.code(), Code::Unimplemented);
         assert!(status.metadata().contains_key("x-trace-id"), "{path}");
+    }
+    app.finish().await;
+}
+
+/// As clients that tell headers from trailers see it.
+#[tokio::test]
+async fn a_refusal_has_its_trace_id_in_its_headers() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({})).await;
+    for (path, message, code) in [
+        // order 9, and a service called x
+        ("/loms.Loms/ListOrder", &[8, 9][..], Code::NotFound),
+        ("/loms.Loms/Nothing", &[], Code::Unimplemented),
+        ("/nobody.Knows/This", &[], Code::Unimplemented),
+        (
+            "/grpc.health.v1.Health/Check",
+            &[10, 1, b'x'],
+            Code::NotFound,
+        ),
+    ] {
+        let mut channel = app.channel.clone();
+        poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
+        let sent = [&[0, 0, 0, 0, message.len() as u8][..], message].concat();
+        let request = Request::post(path)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(tonic::body::Body::new(axum::body::Body::from(sent)));
+        let answer = channel.call(request.unwrap()).await.unwrap();
+        assert!(!answer.headers().contains_key("grpc-status"), "{path}");
+        let id = answer.headers()["x-trace-id"].clone();
+        assert_eq!(answer.headers()["content-type"], "application/grpc");
+        let mut body = answer.into_body();
+        let frame = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        let trailers = frame.unwrap().unwrap().into_trailers().unwrap();
+        let said = Code::from_bytes(trailers["grpc-status"].as_bytes());
+        assert_eq!(said, code, "{path}");
+        assert_eq!(trailers["x-trace-id"], id, "{path}");
+        assert!(!trailers.contains_key("content-type"), "{path}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test]
+async fn a_deadline_over_http_is_read_or_refused() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({})).await;
+    let web = reqwest::Client::new();
+    for (timeout, status, code) in [
+        ("1n", 504, 4),
+        ("abc", 400, 3),
+        ("", 400, 3),
+        ("123456789S", 400, 3),
+        ("-1S", 400, 3),
+        ("5S", 200, 0),
+        ("99999999H", 200, 0),
+    ] {
+        let sent = web
+            .post(format!("{}/stocks", app.url))
+            .header("Grpc-Timeout", timeout)
+            .body(r#"{"sku": 1}"#);
+        let answer = sent.send().await.unwrap();
+        assert_eq!(answer.status(), status, "{timeout}");
+        let body: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        assert_eq!(body["code"].as_i64().unwrap_or(0), code, "{body}");
+    }
+    app.finish().await;
+}
+
+/// By default they listen on `[::]`.
+#[tokio::test]
+async fn ports_answer_over_ipv6_and_ipv4() {
+    let pool = crate::database().await;
+    let listen = json!({"listen": "[::]:0"});
+    let app = TestApp::start(&pool, json!({"grpc": listen, "http": listen})).await;
+    let port = app.url.rsplit(':').next().unwrap();
+    for host in ["127.0.0.1", "[::1]"] {
+        let live = reqwest::get(format!("http://{host}:{port}/healthz")).await;
+        assert_eq!(live.unwrap().status(), 200, "{host}");
     }
     app.finish().await;
 }
