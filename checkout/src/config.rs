@@ -9,8 +9,8 @@ use std::{
 use platform::{
     bounds,
     config::{
-        AdminListen, Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, Limits,
-        LogConfig, PostgresConfig, TlsConfig, defaults, secret,
+        AdminListen, Common, ErrorsConfig, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig,
+        Limits, LogConfig, PostgresConfig, TlsConfig, defaults, secret,
     },
     error::StartError,
     roles::{self, Roles},
@@ -50,6 +50,9 @@ pub struct Config {
     /// Bounds of the doors.
     #[serde(default)]
     pub limits: Limits,
+    /// What refusals say to programs.
+    #[serde(default)]
+    pub errors: ErrorsConfig,
     /// Between the signal to stop and the end of new calls: time for callers and balancers to see
     /// that it is not ready.
     #[serde(default, with = "humantime_serde")]
@@ -240,6 +243,7 @@ impl Config {
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
+            errors: self.errors,
             shutdown_delay: self.shutdown_delay,
             shutdown_grace: self.shutdown_grace,
         }

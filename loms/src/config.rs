@@ -6,8 +6,8 @@ use std::{
 };
 
 use platform::config::{
-    Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits, LogConfig,
-    PostgresConfig, TlsConfig, defaults,
+    Common, ErrorsConfig, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig, Limits,
+    LogConfig, PostgresConfig, TlsConfig, defaults,
 };
 use platform::{
     bounds,
@@ -52,6 +52,9 @@ pub struct Config {
     pub log: LogConfig,
     #[serde(default)]
     pub limits: Limits,
+    /// What refusals say to programs.
+    #[serde(default)]
+    pub errors: ErrorsConfig,
     /// Between the signal to stop and the end of new calls: time for callers and balancers to see
     /// that it is not ready.
     #[serde(default, with = "humantime_serde")]
@@ -241,6 +244,7 @@ impl Config {
             roles: self.roles(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
+            errors: self.errors,
             shutdown_delay: self.shutdown_delay,
             shutdown_grace: self.shutdown_grace,
         }

@@ -8,8 +8,8 @@ use std::{
 use platform::{
     bounds,
     config::{
-        AdminListen, Common, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig, KafkaConfig,
-        Limits, LogConfig, PostgresConfig, TlsConfig, defaults, secret, text,
+        AdminListen, Common, ErrorsConfig, GraylogConfig, GrpcConfig, HttpConfig, JaegerConfig,
+        KafkaConfig, Limits, LogConfig, PostgresConfig, TlsConfig, defaults, secret, text,
     },
     error::StartError,
     roles::{self, Roles},
@@ -63,6 +63,9 @@ pub struct Config {
     /// What one process takes on at once.
     #[serde(default)]
     pub limits: Limits,
+    /// What refusals say to programs.
+    #[serde(default)]
+    pub errors: ErrorsConfig,
     /// Between the signal to stop and the end of new calls: time for callers and balancers to see
     /// that it is not ready.
     #[serde(default, with = "humantime_serde")]
@@ -205,6 +208,7 @@ impl Config {
             roles: self.roles.clone(),
             postgres: self.postgres.clone(),
             limits: self.limits.clone(),
+            errors: self.errors,
             shutdown_delay: self.shutdown_delay,
             shutdown_grace: self.shutdown_grace,
         }

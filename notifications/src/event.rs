@@ -62,6 +62,15 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status there is.
+    pub const ALL: [Status; 5] = [
+        Status::New,
+        Status::AwaitingPayment,
+        Status::Failed,
+        Status::Payed,
+        Status::Cancelled,
+    ];
+
     /// The contract's spelling.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -72,18 +81,6 @@ impl Status {
             Status::Cancelled => "cancelled",
         }
     }
-}
-
-#[cfg(test)]
-impl Status {
-    /// Every status there is.
-    pub const ALL: [Status; 5] = [
-        Status::New,
-        Status::AwaitingPayment,
-        Status::Failed,
-        Status::Payed,
-        Status::Cancelled,
-    ];
 }
 
 impl fmt::Display for Status {

@@ -140,7 +140,7 @@ async fn attempt(channel: &Channel, config: &DeliveryConfig, due: &Due) -> Verdi
         if due.overdue {
             return log(due, overdue(due, config.give_up_after));
         }
-        let outcome = channel.tell(&due.message).await;
+        let outcome = channel.tell(&due.text()).await;
         fail_point!("message-sent", |_| std::process::abort());
         log(due, judge(due, outcome, config))
     };

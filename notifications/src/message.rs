@@ -33,8 +33,10 @@ pub struct Due {
     pub id: i64,
     /// Of which order.
     pub order: i64,
-    /// The words.
-    pub message: String,
+    /// Whose order.
+    pub user: i64,
+    /// What it has become.
+    pub status: String,
     /// How often it failed.
     pub attempts: i32,
     /// What it failed with last.
@@ -45,21 +47,38 @@ pub struct Due {
     pub overdue: bool,
 }
 
-/// What is kept and told: the publisher's words, which say what happened and what next, else our own.
+/// What the history keeps: the publisher's words, or ours where it has none.
 pub fn words(event: &Event) -> String {
     match &event.text {
         Some(text) => text.clone(),
-        None => format!("Order {}: {}", event.order.get(), told(event.status)),
+        None => text(event.order.get(), event.user.get(), event.status.as_str()),
     }
 }
 
-fn told(status: Status) -> &'static str {
+impl Due {
+    /// What people read. One chat serves all, and publishers may name neither order nor user: it
+    /// says whose order it is, whatever the publisher's words are.
+    pub fn text(&self) -> String {
+        text(self.order, self.user, &self.status)
+    }
+}
+
+fn text(order: i64, user: i64, status: &str) -> String {
+    let known = Status::ALL
+        .into_iter()
+        .find(|known| known.as_str() == status);
+    let next = known.map_or("its status has changed.", next);
+    format!("Order {order} of user {user} is {status}: {next}")
+}
+
+/// What happens next, or what a user is to do.
+fn next(status: Status) -> &'static str {
     match status {
-        Status::New => "we have received it and are reserving its goods.",
+        Status::New => "its goods are being reserved.",
         Status::AwaitingPayment => "its goods are reserved. Please pay for it before its deadline.",
         Status::Failed => "some of its goods are out of stock. Nothing is due.",
-        Status::Payed => "your payment has arrived. We are preparing it.",
-        Status::Cancelled => "it is cancelled. Its goods are back on sale and nothing is due.",
+        Status::Payed => "its goods are being prepared.",
+        Status::Cancelled => "its goods are back on sale and nothing is due.",
     }
 }
 
@@ -74,7 +93,9 @@ mod tests {
                 format!(r#"{{"UserId":1,"OrderID":4711,"Status":"{status}","Message":" "}}"#);
             let event = Event::parse(Some(json.as_bytes())).expect("an event");
             assert_eq!(event.status, status);
-            assert_eq!(words(&event), format!("Order 4711: {}", told(status)));
+            let text = words(&event);
+            let begins = format!("Order 4711 of user 1 is {status}: ");
+            assert!(text.starts_with(&begins) && text.ends_with('.'), "{text}");
         }
     }
 

@@ -254,7 +254,7 @@ pub async fn list_due(
     sqlx::query_as!(
         Due,
         r#"
-        SELECT m.id, m.order_id AS "order", m.message, m.attempts, m.last_error, m.traceparent,
+        SELECT m.id, m.order_id AS "order", m.user_id AS "user", m.status, m.attempts, m.last_error, m.traceparent,
                m.saved_at <= now() - make_interval(secs => $1) AS "overdue!"
         FROM notifications.message AS m
         WHERE m.told_at IS NULL AND m.given_up_at IS NULL AND m.next_attempt_at <= now()

@@ -101,7 +101,8 @@ mod tests {
         Due {
             id: 1,
             order: 42,
-            message: "order 42 is payed".to_owned(),
+            user: 7,
+            status: "payed".to_owned(),
             attempts,
             last_error: Some("HTTP 500".to_owned()),
             traceparent: None,

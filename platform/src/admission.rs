@@ -219,6 +219,13 @@ impl Admission {
     }
 }
 
+#[cfg(test)]
+impl Admission {
+    pub(crate) fn free_bytes(&self) -> usize {
+        self.0.bytes.available_permits()
+    }
+}
+
 /// Whether what is left of `most` is for peers that hold less than one who holds `held` and wants
 /// `count` more: several peers, each within its part, would leave nothing for the next one.
 fn is_reserved(most: usize, free: usize, held: usize, count: usize) -> bool {

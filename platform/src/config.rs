@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned, de::Error as _};
+use serde_path_to_error::Segment;
 use serde_yaml::Value;
 
 use crate::error::StartError;
@@ -20,25 +21,83 @@ pub fn load<T: DeserializeOwned>(file: Option<&Path>) -> Result<T, StartError> {
             "name an existing file with --config, or copy config.example.yaml to config.yaml",
         )
     })?;
-    parse(&text, &|name| std::env::var(name).ok()).map_err(|error| {
+    let parsed = parse(&text, &|name| std::env::var(name).ok());
+    let (config, unknown) = parsed.map_err(|error| {
         StartError::new(
             format!("config {}: {error}", path.display()),
             "correct it; config.example.yaml lists every key",
         )
-    })
+    })?;
+    for key in unknown {
+        // the log is not there yet: it needs the config
+        eprintln!(
+            "config {}: {key} is no key of this service, it is ignored",
+            path.display()
+        );
+    }
+    Ok(config)
 }
 
+/// The config, and the keys of the file that nothing knows.
 fn parse<T: DeserializeOwned>(
     text: &str,
     lookup: &dyn Fn(&str) -> Option<String>,
-) -> Result<T, String> {
+) -> Result<(T, Vec<String>), String> {
     let mut value: Value = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
     if value.is_null() {
         value = Value::Mapping(serde_yaml::Mapping::default());
     }
     substitute(&mut value, lookup)?;
-    // names the key that is wrong, which a deserializer of values does not
-    serde_path_to_error::deserialize(value).map_err(|error| error.to_string())
+    let mut unknown = Vec::new();
+    loop {
+        // names the key that is wrong, which a deserializer of values does not
+        let error = match serde_path_to_error::deserialize(value.clone()) {
+            Ok(config) => return Ok((config, unknown)),
+            Err(error) => error,
+        };
+        let key = error.path().to_string();
+        if !is_of_others(error.inner()) || !remove(&mut value, error.path()) {
+            return Err(error.to_string());
+        }
+        unknown.push(key);
+    }
+}
+
+/// Whether the error is a key that is none of ours and resembles none: the file is of a system
+/// that had more of them. One that resembles ours is mistyped.
+fn is_of_others(error: &serde_yaml::Error) -> bool {
+    let text = error.to_string();
+    let mut quoted = text.split('`').skip(1).step_by(2);
+    if !text.starts_with("unknown field `") {
+        return false;
+    }
+    let plain = |name: &str| name.replace(['_', '-'], "").to_lowercase();
+    let Some(unknown) = quoted.next().map(plain) else {
+        return false;
+    };
+    let most = (unknown.chars().count() / 4).max(1);
+    !quoted.any(|ours| strsim::damerau_levenshtein(&plain(ours), &unknown) <= most)
+}
+
+/// Removes a key of a mapping in mappings. Whether it was there.
+fn remove(value: &mut Value, path: &serde_path_to_error::Path) -> bool {
+    let keys = path.iter().map(|segment| match segment {
+        Segment::Map { key } => Some(key),
+        _ => None,
+    });
+    let Some(keys) = keys.collect::<Option<Vec<_>>>() else {
+        return false;
+    };
+    let Some((last, above)) = keys.split_last() else {
+        return false;
+    };
+    let inner = above
+        .iter()
+        .try_fold(value, |value, key| value.get_mut(key.as_str()));
+    let Some(mapping) = inner.and_then(Value::as_mapping_mut) else {
+        return false;
+    };
+    mapping.remove(last.as_str()).is_some()
 }
 
 fn substitute(value: &mut Value, lookup: &dyn Fn(&str) -> Option<String>) -> Result<(), String> {
@@ -155,6 +214,29 @@ mod tests {
             "YAML" => Some("a: {b".into()),
             _ => None,
         })
+        .map(|(sample, _)| sample)
+    }
+
+    #[test]
+    fn keys_of_other_systems_are_told_and_mistyped_ones_refused() {
+        let parsed = |text: &str| parse::<Sample>(text, &|_| None);
+        let (config, unknown) =
+            parsed("name: x\nworkers: 5\ntls: {enabled: false, sink: [1]}\npool: {size: 3}")
+                .unwrap();
+        assert_eq!((config.name.as_str(), config.tls.enabled), ("x", false));
+        assert_eq!(unknown, ["workers", "pool", "tls.sink"]);
+        for mistyped in ["nmae: x", "Name: x", "prot: 1", "tls: {client-auth: none}"] {
+            let error = parsed(mistyped).unwrap_err();
+            assert!(error.contains("unknown field"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_port_may_be_text() {
+        let jaeger: JaegerConfig = serde_yaml::from_str("port: \"6832\"").unwrap();
+        assert_eq!(jaeger.port, 6832);
+        let wrong = serde_yaml::from_str::<JaegerConfig>("port: \"x\"").unwrap_err();
+        assert!(wrong.to_string().contains("expected a port"), "{wrong}");
     }
 
     #[test]

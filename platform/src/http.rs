@@ -25,7 +25,7 @@ use tracing::{Instrument as _, Span, field::Empty};
 use crate::{
     admission::{Part, Share},
     body::{self, Bounds},
-    config::Limits,
+    config::{ErrorsConfig, Limits},
     deadline::timeout_of,
     docs,
     drain::{Answering, Held, Room, Unsent},
@@ -86,7 +86,7 @@ where
         .line()
         .map_or_else(Arc::default, |line| line.share().clone());
     let bounds = door.bounds(body_bytes);
-    let timeout = timeout(&head.headers).map_err(|fault| refusal(&fault.into()))?;
+    let timeout = timeout(&head.headers).map_err(|fault| door.refusal(fault.into()))?;
     // one for whose body there is no room, or that shows no certificate where one is needed, is
     // turned away by the guard, which knows its method, and its body is not read
     let room = if peer.is_verified() || !door.guard.needs_certificate() {
@@ -99,7 +99,7 @@ where
         Ok(_) => {
             let body = body::receive(&head.headers, body, bounds).await?;
             let message = door.message(&body);
-            tonic::Request::new(message.map_err(|fault| refusal(&fault.into()))?)
+            tonic::Request::new(message.map_err(|fault| door.refusal(fault.into()))?)
         }
         Err(fault) => {
             let mut unread = tonic::Request::new(Req::default());
@@ -122,7 +122,7 @@ where
             Ok(door.with_room(reply(StatusCode::OK, &made), &share))
         }
         Err(status) => {
-            let mut refused = refusal(&status);
+            let mut refused = door.refusal(status);
             if unread {
                 body::close(&mut refused);
             }
@@ -156,6 +156,8 @@ struct Door {
     body_bytes: usize,
     /// For the whole of a body to arrive.
     body_time: Duration,
+    /// Whether refusals have details.
+    details: bool,
 }
 
 impl Door {
@@ -178,8 +180,16 @@ impl Door {
             }
             // its work is done: a caller who is refused now would ask for it again
             Err(_) if bytes <= SMALL_ANSWER => made,
-            Err(bound) => refusal(&Fault::from(bound).into()),
+            Err(bound) => self.refusal(Fault::from(bound).into()),
         }
+    }
+
+    fn refusal(&self, status: Status) -> Response {
+        let told = match self.details {
+            true => status,
+            false => Status::new(status.code(), status.message()),
+        };
+        reply(error::http_status(told.code()), &error::json_body(&told))
     }
 
     fn bounds(&self, body_bytes: usize) -> Bounds {
@@ -202,10 +212,6 @@ impl Door {
 
 /// What is read of a body over the limit, in `limits.body_bytes`.
 const DISCARDED_LIMITS: usize = 4;
-
-fn refusal(status: &Status) -> Response {
-    reply(error::http_status(status.code()), &error::json_body(status))
-}
 
 fn reply(status: StatusCode, body: &Value) -> Response {
     let mut response = (status, body.to_string()).into_response();
@@ -267,6 +273,7 @@ pub(crate) fn router(
     guard: Guard,
     contract: DescriptorPool,
     limits: &Limits,
+    errors: ErrorsConfig,
 ) -> Router {
     routes
         .fallback(not_found)
@@ -276,6 +283,7 @@ pub(crate) fn router(
             contract,
             body_bytes: limits.body_bytes,
             body_time: limits.request_timeout,
+            details: errors.details,
         }))
         .layer(axum::middleware::from_fn_with_state(guard, traced))
 }
@@ -343,7 +351,11 @@ fn span_of(request: &Request) -> Span {
 /// Gives every answer over gRPC its trace id as a header. tonic puts a refusal into one frame, of
 /// which clients that tell headers from trailers, as grpc-go does, find all in the trailers: here
 /// it becomes two. The id is in both, because clients of tonic see the trailers alone.
-pub(crate) async fn stamp_trace_id(request: Request, next: Next) -> Response {
+pub(crate) async fn finish_grpc(
+    State(errors): State<ErrorsConfig>,
+    request: Request,
+    next: Next,
+) -> Response {
     let mut response = next.run(request).await;
     if let Ok(value) = HeaderValue::from_str(&telemetry::trace_id()) {
         response.headers_mut().entry(TRACE_ID).or_insert(value);
@@ -353,6 +365,9 @@ pub(crate) async fn stamp_trace_id(request: Request, next: Next) -> Response {
     }
     let (mut head, _empty) = response.into_parts();
     let mut trailers = std::mem::take(&mut head.headers);
+    if !errors.details {
+        trailers.remove("grpc-status-details-bin");
+    }
     let trace_id = (
         HeaderName::from_static(TRACE_ID),
         trailers.get(TRACE_ID).cloned(),

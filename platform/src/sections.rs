@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::{config::secret, roles::Roles};
 
@@ -142,11 +142,29 @@ impl PostgresConfig {
     }
 }
 
+/// A port, which may be written as text.
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a port")]
+    enum Written {
+        Number(u16),
+        Text(String),
+    }
+    match Written::deserialize(deserializer)? {
+        Written::Number(port) => Ok(port),
+        Written::Text(text) => {
+            let wrong = |_| D::Error::custom(format!("expected a port, found {text:?}"));
+            text.parse().map_err(wrong)
+        }
+    }
+}
+
 /// Jaeger's agent (UDP). An empty host: no export, trace ids all the same.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JaegerConfig {
     pub host: String,
+    #[serde(deserialize_with = "port")]
     pub port: u16,
     /// Of traces that begin here, how many are sent: 0 to 1. A trace that came with a call is sent if its caller sends it.
     pub sample_ratio: f64,
@@ -167,6 +185,7 @@ impl Default for JaegerConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct GraylogConfig {
     pub host: String,
+    #[serde(deserialize_with = "port")]
     pub port: u16,
 }
 
@@ -265,6 +284,21 @@ impl Default for KafkaConfig {
     }
 }
 
+/// `errors`
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ErrorsConfig {
+    /// Whether refusals have details of `google.rpc`. A grpc-gateway that does not know these
+    /// messages answers 500 to every refusal that has some.
+    pub details: bool,
+}
+
+impl Default for ErrorsConfig {
+    fn default() -> Self {
+        ErrorsConfig { details: true }
+    }
+}
+
 /// What server assembly needs of a service's config.
 #[derive(Clone, Debug)]
 pub struct Common {
@@ -275,6 +309,7 @@ pub struct Common {
     pub roles: Option<Roles>,
     pub postgres: PostgresConfig,
     pub limits: Limits,
+    pub errors: ErrorsConfig,
     pub shutdown_delay: Duration,
     pub shutdown_grace: Duration,
 }

@@ -21,7 +21,7 @@ use crate::{
     admission::Admission,
     bounds,
     certificates::Watched,
-    config::{ClientAuth, Common, Limits},
+    config::{ClientAuth, Common, ErrorsConfig, Limits},
     error::StartError,
     grpc::Guard,
     http, listen, process,
@@ -60,6 +60,7 @@ pub struct Server {
     http_tls: bool,
     reload_every: Duration,
     limits: Limits,
+    errors: ErrorsConfig,
     shutdown_delay: Duration,
     shutdown_grace: Duration,
 }
@@ -83,6 +84,7 @@ impl Server {
             http_tls: is_closed(common),
             reload_every: common.tls.reload_every,
             limits: common.limits.clone(),
+            errors: common.errors,
             shutdown_delay: common.shutdown_delay,
             shutdown_grace: common.shutdown_grace,
         };
@@ -125,7 +127,7 @@ impl Server {
         }
 
         let standard = Standard::new(name, &guard, &self.limits);
-        let routes = standard.add_to(doors.grpc, doors.descriptors, health_service)?;
+        let routes = standard.add_to(doors.grpc, doors.descriptors, health_service, self.errors)?;
         // the last of it is for the traces, after everything that makes some
         let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
         let grace = grace.saturating_sub(FLUSH_BOUND);
@@ -135,7 +137,15 @@ impl Server {
             None => (doors.http.merge(standard), Router::new()),
         };
         let contract = DescriptorPool::decode(doors.descriptors)?;
-        let router = |routes| http::router(routes, guard.clone(), contract.clone(), &self.limits);
+        let router = |routes| {
+            http::router(
+                routes,
+                guard.clone(),
+                contract.clone(),
+                &self.limits,
+                self.errors,
+            )
+        };
         let (http, admin) = (router(http), router(admin));
         let doors = self.serve(&guard, routes, http, admin, closing.clone());
 

@@ -26,11 +26,11 @@ use tonic_health::pb::health_server::HealthServer;
 
 use crate::{
     admission::Bound,
-    config::Limits,
+    config::{ErrorsConfig, Limits},
     drain::Held,
     error::{Code, Fault},
     grpc::Guard,
-    http::stamp_trace_id,
+    http::finish_grpc,
     peer::Peer,
     roles,
 };
@@ -80,6 +80,7 @@ impl Standard {
         routes: Routes,
         descriptors: &'static [u8],
         health: HealthServer<H>,
+        errors: ErrorsConfig,
     ) -> anyhow::Result<Router>
     where
         H: tonic_health::pb::health_server::Health,
@@ -118,7 +119,7 @@ impl Standard {
             )
             .into_axum_router()
             .layer(middleware::from_fn_with_state(self, guard))
-            .layer(middleware::from_fn(stamp_trace_id)))
+            .layer(middleware::from_fn_with_state(errors, finish_grpc)))
     }
 
     fn admit(&self, request: &Request) -> Result<(OwnedSemaphorePermit, bool), Fault> {

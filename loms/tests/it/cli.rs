@@ -185,3 +185,31 @@ async fn a_database_that_only_reads_is_waited_for() {
     let (migrated, ()) = tokio::join!(run(&config, &["migrate"]), recover);
     assert_eq!(said(&migrated), (Some(0), String::new(), String::new()));
 }
+
+/// A file of the system that this one replaces: its connection string, its port as text, and a key
+/// that is none of ours.
+#[tokio::test]
+async fn a_file_of_the_system_before_is_read() {
+    let pool = crate::database().await;
+    let options = pool.connect_options();
+    let url = testkit::url(&pool);
+    let (_, after_user) = url.split_once("loms:").unwrap();
+    let (password, _) = after_user.split_once('@').unwrap();
+    let pairs = format!(
+        "host={} port={} user=loms password='{password}' dbname={} sslmode=disable",
+        options.get_host(),
+        options.get_port(),
+        options.get_database().unwrap(),
+    );
+    let changes = json!({
+        "postgres": {"connection_string": pairs, "test_db_connection_string": "host=elsewhere"},
+        "jaeger": {"host": "", "port": "6831"},
+    });
+    let config = process::config(&pool, "orders", &changes);
+    let (code, printed, error) = said(&run(&config, &["audit"]).await);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(printed.starts_with("audit: 0 orders"), "{printed}");
+    let told = "postgres.test_db_connection_string is no key of this service, it is ignored";
+    assert!(error.ends_with(told), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}

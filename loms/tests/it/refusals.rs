@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::{oracle, test_app::TestApp};
+use crate::{
+    oracle,
+    test_app::{TestApp, order},
+};
 
 fn read<T: DeserializeOwned>(body: &Value) -> T {
     serde_json::from_value(body.clone()).expect("a request")
@@ -222,5 +225,21 @@ async fn a_key_that_stands_for_another_request_is_refused() {
         (info.reason.as_str(), info.domain.as_str()),
         ("IDEMPOTENCY_KEY_REUSED", "marketplace")
     );
+    app.finish().await;
+}
+
+/// For a grpc-gateway that was compiled without `google.rpc`.
+#[tokio::test]
+async fn details_can_be_left_out() {
+    let pool = crate::database().await;
+    let app = TestApp::start(&pool, json!({"errors": {"details": false}})).await;
+    let nothing = order(0, &[], "");
+    let refused = app.grpc.clone().create_order(nothing).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("user"), "{refused:?}");
+    assert!(refused.details().is_empty(), "{refused:?}");
+    let answer = app.post("/createOrder", "{}".to_owned()).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["details"], json!([]), "{answer:?}");
     app.finish().await;
 }

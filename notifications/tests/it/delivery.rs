@@ -63,15 +63,16 @@ async fn an_order_is_told_in_turn_and_in_words() {
     assert_eq!(
         texts,
         [
-            "order 42 is new",
-            "order 42 is awaiting payment",
-            "order 42 is payed",
+            "Order 42 of user 7 is new",
+            "Order 42 of user 7 is awaiting payment",
+            "Order 42 of user 7 is payed",
         ]
     );
     let call = telegram.calls().remove(0);
     assert_eq!(call.path, format!("bot{KEY}"));
     // plain text: no parse_mode, so there is nothing to escape
-    assert_eq!(call.body, json!({"chat_id": "-100200", "text": texts[0]}));
+    let text = call.body["text"].as_str().expect("a text");
+    assert_eq!(call.body, json!({"chat_id": "-100200", "text": text}));
     assert_eq!(app.count("told_at IS NOT NULL AND attempts = 1").await, 3);
     app.finish().await;
 }
@@ -83,7 +84,7 @@ async fn a_429_pauses_the_whole_sender_and_is_no_attempt() {
     for order in [1, 2, 3] {
         save(&pool, order, 1, "new").await;
     }
-    telegram.answer("order 1 ", Answer::RetryAfter(1), 2);
+    telegram.answer("Order 1 ", Answer::RetryAfter(1), 2);
     let mut changes = through(&telegram);
     // with one attempt at most, one that counted would be given up
     changes["delivery"] = json!({"in_flight": 1, "max_attempts": 1});
@@ -109,7 +110,7 @@ async fn what_telegram_says_is_stored_without_what_cannot_be() {
         save(&pool, order, 1, "new").await;
     }
     const ODD: &str = "no\0 such\u{7f}\nchat";
-    telegram.answer("order 1 is new", Answer::BadRequest(ODD), ALWAYS);
+    telegram.answer("Order 1 of user 7 is new", Answer::BadRequest(ODD), ALWAYS);
     let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
     nothing_left(&app).await;
     let said = "failed 3 times, last: HTTP 400 no  such  chat";
@@ -126,17 +127,21 @@ async fn what_fails_by_itself_is_given_up_and_blocks_nobody() {
         save(&pool, order, 1, "new").await;
         save(&pool, order, 2, "failed").await;
     }
-    telegram.answer("order 1 is new", Answer::BadRequest(TOO_LONG), ALWAYS);
-    telegram.answer("order 2 is new", Answer::Status(500), ALWAYS);
     telegram.answer(
-        "order 3 is new",
+        "Order 1 of user 7 is new",
+        Answer::BadRequest(TOO_LONG),
+        ALWAYS,
+    );
+    telegram.answer("Order 2 of user 7 is new", Answer::Status(500), ALWAYS);
+    telegram.answer(
+        "Order 3 of user 7 is new",
         Answer::Slow(Duration::from_secs(30)),
         ALWAYS,
     );
-    telegram.answer("order 4 is new", Answer::Status(502), 2);
-    telegram.answer("order 5 is new", Answer::RetryAfter(1), 1);
+    telegram.answer("Order 4 of user 7 is new", Answer::Status(502), 2);
+    telegram.answer("Order 5 of user 7 is new", Answer::RetryAfter(1), 1);
     let late = Duration::from_millis(300);
-    telegram.answer("order 6 is new", Answer::Slow(late), 1);
+    telegram.answer("Order 6 of user 7 is new", Answer::Slow(late), 1);
     let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
     let others = "order_id > 4 AND told_at IS NOT NULL";
     eventually("the other orders are told", || async {
@@ -180,9 +185,9 @@ async fn a_chat_that_an_operator_mends_costs_no_message() {
     save(&pool, 1, 1, "new").await;
     save(&pool, 2, 1, "new").await;
     let moved = "Bad Request: group chat was upgraded to a supergroup chat";
-    telegram.answer("order 1 ", Answer::BadRequest(moved), 2);
+    telegram.answer("Order 1 ", Answer::BadRequest(moved), 2);
     let missing = "Bad Request: chat not found";
-    telegram.answer("order 2 ", Answer::BadRequest(missing), ALWAYS);
+    telegram.answer("Order 2 ", Answer::BadRequest(missing), ALWAYS);
     let app = TestApp::start(&pool, &kafka, through(&telegram)).await;
     nothing_left(&app).await;
     assert_eq!(app.count("told_at IS NOT NULL AND attempts = 3").await, 1);
@@ -199,7 +204,7 @@ async fn what_follows_in_an_order_waits_with_what_failed() {
     for (order, sequence, status) in [(1, 1, "new"), (1, 2, "failed"), (2, 1, "new")] {
         save(&pool, order, sequence, status).await;
     }
-    telegram.answer("order 1 is new", Answer::Status(500), 1);
+    telegram.answer("Order 1 of user 7 is new", Answer::Status(500), 1);
     let mut changes = through(&telegram);
     changes["delivery"] = json!({"backoff": "10m", "lease": "3s"});
     let app = TestApp::start(&pool, &kafka, changes).await;
@@ -226,7 +231,7 @@ async fn what_follows_in_an_order_waits_with_what_failed() {
     let texts = telegram.texts();
     assert_eq!(
         texts[texts.len() - 2..],
-        ["order 1 is new", "order 1 is failed"]
+        ["Order 1 of user 7 is new", "Order 1 of user 7 is failed"]
     );
     app.finish().await;
 }
@@ -343,7 +348,11 @@ async fn a_standby_takes_over_from_a_sender_that_died() {
     .await;
     assert_eq!(
         telegram.texts(),
-        ["order 1 is new", "order 2 is new", "order 3 is new"]
+        [
+            "Order 1 of user 7 is new",
+            "Order 2 of user 7 is new",
+            "Order 3 of user 7 is new"
+        ]
     );
     second.stop();
 }
@@ -363,7 +372,8 @@ async fn without_a_key_the_log_is_told() {
         .filter(|line| line["message"] == "told")
         .collect();
     assert_eq!(told.len(), 1, "{logged:#?}");
-    assert_eq!(told[0]["message.text"], "order 1 is payed");
+    let text = told[0]["message.text"].as_str().expect("a text");
+    assert!(text.starts_with("Order 1 of user 7 is payed: "), "{text}");
 }
 
 #[tokio::test]

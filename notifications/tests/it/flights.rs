@@ -21,7 +21,11 @@ async fn a_message_that_hangs_holds_nobody_up() {
         save(&pool, order, 1, "new").await;
         save(&pool, order, 2, "failed").await;
     }
-    telegram.answer("order 1 is new", Answer::Slow(Duration::from_secs(60)), 1);
+    telegram.answer(
+        "Order 1 of user 7 is new",
+        Answer::Slow(Duration::from_secs(60)),
+        1,
+    );
     let mut changes = through(&telegram);
     changes["telegram"]["timeout"] = json!("5s");
     // one is left for all the others
@@ -48,7 +52,7 @@ async fn a_message_that_hangs_holds_nobody_up() {
 async fn whoever_takes_over_waits_as_long_as_telegram_asked() {
     let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
-    telegram.answer("order 1 ", Answer::RetryAfter(4), 1);
+    telegram.answer("Order 1 ", Answer::RetryAfter(4), 1);
     save(&pool, 1, 1, "new").await;
     let first = TestApp::start(&pool, &kafka, through(&telegram)).await;
     eventually("the pause is written down", async || {
@@ -74,7 +78,7 @@ async fn whoever_takes_over_waits_as_long_as_telegram_asked() {
 async fn what_comes_later_in_an_order_waits_with_what_failed() {
     let pool = crate::database().await;
     let (kafka, telegram) = (Kafka::new().await, Telegram::start().await);
-    telegram.answer("order 4 ", Answer::Status(500), ALWAYS);
+    telegram.answer("Order 4 ", Answer::Status(500), ALWAYS);
     let mut changes = through(&telegram);
     changes["delivery"] = json!({"backoff": "10m", "longest_backoff": "10m"});
     let app = TestApp::start(&pool, &kafka, changes).await;
@@ -94,13 +98,13 @@ async fn what_comes_later_in_an_order_waits_with_what_failed() {
     let waiting = "order_id = 4 AND next_attempt_at > now() + interval '9 minutes'";
     assert_eq!(app.count(waiting).await, 2, "out of the way of every look");
     let sooner = "UPDATE notifications.message SET next_attempt_at = now()";
-    telegram.answer("order 4 ", Answer::Status(500), 0);
+    telegram.answer("Order 4 ", Answer::Status(500), 0);
     sqlx::query(sooner).execute(&pool).await.expect("due");
     nothing_left(&app).await;
     let texts = telegram.texts();
     assert_eq!(
         texts[texts.len() - 2..],
-        ["order 4 is new", "order 4 is failed"]
+        ["Order 4 of user 7 is new", "Order 4 of user 7 is failed"]
     );
     app.finish().await;
 }
@@ -112,10 +116,10 @@ async fn a_page_that_is_not_of_telegram_tells_nothing() {
     for order in 1..=3 {
         save(&pool, order, 1, "new").await;
     }
-    telegram.answer("order 1 ", Answer::Page, 2);
-    telegram.answer("order 2 ", Answer::Page, ALWAYS);
+    telegram.answer("Order 1 ", Answer::Page, 2);
+    telegram.answer("Order 2 ", Answer::Page, ALWAYS);
     // read to its end, it would be an answer that does not come in time
-    telegram.answer("order 3 ", Answer::EndlessPage, ALWAYS);
+    telegram.answer("Order 3 ", Answer::EndlessPage, ALWAYS);
     let mut changes = through(&telegram);
     // a machine that is busy is late with a page, too
     changes["telegram"]["timeout"] = json!("5s");
@@ -137,7 +141,7 @@ async fn an_attempt_whose_commit_is_not_heard_of_counts_once() {
     let proxy = Proxy::before(&pool);
     save(&pool, 1, 1, "new").await;
     save(&pool, 1, 2, "failed").await;
-    telegram.answer("order 1 ", Answer::Status(500), ALWAYS);
+    telegram.answer("Order 1 ", Answer::Status(500), ALWAYS);
     let mut changes = through(&telegram);
     // a round with the silent connection is over in 1.5 s
     changes["postgres"] =

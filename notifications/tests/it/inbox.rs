@@ -211,7 +211,7 @@ async fn a_topic_read_again_by_older_publishers_too_saves_nothing_twice() {
         );
         assert_eq!(
             messages[3].message,
-            "Order 5: your payment has arrived. We are preparing it."
+            "Order 5 of user 7 is payed: its goods are being prepared."
         );
         app.finish().await;
     }

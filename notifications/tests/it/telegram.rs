@@ -91,10 +91,15 @@ impl Telegram {
         self.shared.calls.lock().expect("no panic").len()
     }
 
-    /// The texts it was sent, refused ones included.
+    /// What the texts that it was sent are about, up to their colons; refused ones included.
     pub(crate) fn texts(&self) -> Vec<String> {
-        let text = |call: Call| call.body["text"].as_str().unwrap_or_default().to_owned();
-        self.calls().into_iter().map(text).collect()
+        let about = |call: Call| {
+            let text = call.body["text"].as_str().expect("a text");
+            let (about, more) = text.split_once(": ").expect("more to say");
+            assert!(more.ends_with('.'), "{text}");
+            about.to_owned()
+        };
+        self.calls().into_iter().map(about).collect()
     }
 }
 

@@ -6,11 +6,8 @@ use super::*;
 
 const MEMORY: usize = 1 << 20;
 
-/// Room for so many bytes is taken, and not one more.
 fn is_taken(admission: &Admission, bytes: usize) -> bool {
-    let rest = |bytes| admission.bytes(&Arc::default(), bytes).is_ok();
-    // a message of all bytes and more fits where there are all
-    rest(MEMORY - bytes) && (bytes == 0 || !rest(MEMORY - bytes + 1))
+    admission.free_bytes() == MEMORY - bytes
 }
 
 /// An answer that HTTP/2 has taken all of.
