@@ -13,7 +13,6 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::BodyExt as _;
 use prometheus::{Encoder as _, TextEncoder};
 use prost::{Message, Name};
 use prost_reflect::DescriptorPool;
@@ -30,7 +29,7 @@ use crate::{
     docs,
     drain::{Answering, Held, Room, Unsent},
     error::{self, Fault},
-    grpc::{GRPC_STATUS, Guard, Refused, Roomy, SMALL_ANSWER, TRACE_ID},
+    grpc::{Guard, Refused, Roomy, SMALL_ANSWER, TRACE_ID},
     json,
     peer::Peer,
     readiness::Health,
@@ -346,39 +345,6 @@ fn span_of(request: &Request) -> Span {
     let name = format!("{} {route}", request.method());
     tracing::info_span!("http.request", otel.name = %name, otel.kind = "server", otel.status_code = Empty,
         http.route = %route, http.status = Empty)
-}
-
-/// Gives every answer over gRPC its trace id as a header. tonic puts a refusal into one frame, of
-/// which clients that tell headers from trailers, as grpc-go does, find all in the trailers: here
-/// it becomes two. The id is in both, because clients of tonic see the trailers alone.
-pub(crate) async fn finish_grpc(
-    State(errors): State<ErrorsConfig>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let mut response = next.run(request).await;
-    if let Ok(value) = HeaderValue::from_str(&telemetry::trace_id()) {
-        response.headers_mut().entry(TRACE_ID).or_insert(value);
-    }
-    if !response.headers().contains_key(GRPC_STATUS) {
-        return response;
-    }
-    let (mut head, _empty) = response.into_parts();
-    let mut trailers = std::mem::take(&mut head.headers);
-    if !errors.details {
-        trailers.remove("grpc-status-details-bin");
-    }
-    let trace_id = (
-        HeaderName::from_static(TRACE_ID),
-        trailers.get(TRACE_ID).cloned(),
-    );
-    let content_type = (header::CONTENT_TYPE, trailers.remove(header::CONTENT_TYPE));
-    for (name, value) in [trace_id, content_type] {
-        head.headers.extend(value.map(|value| (name, value)));
-    }
-    let trailers = std::future::ready(Some(Ok(trailers)));
-    let body = http_body_util::Empty::new().with_trailers(trailers);
-    Response::from_parts(head, Body::new(body))
 }
 
 fn stamp(headers: &mut HeaderMap, trace_id: &str) {

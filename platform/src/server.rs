@@ -15,7 +15,7 @@ use prost_reflect::DescriptorPool;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
+use tonic_health::{ServingStatus, pb::health_server::HealthServer};
 
 use crate::{
     admission::Admission,
@@ -119,36 +119,17 @@ impl Server {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let health = Arc::new(Health::new());
         let closing = CancellationToken::new();
-        let (name, guard) = (doors.name, doors.guard);
+        let (name, guard) = (doors.name, doors.guard.clone());
         let database = readiness.database();
         readiness::watch(&tasks, readiness, health.clone(), reporter.clone(), name).await;
         if let Some(tls) = &self.tls {
             tls.watch("certificates", self.reload_every, &tasks);
         }
 
-        let standard = Standard::new(name, &guard, &self.limits);
-        let routes = standard.add_to(doors.grpc, doors.descriptors, health_service, self.errors)?;
         // the last of it is for the traces, after everything that makes some
         let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
         let grace = grace.saturating_sub(FLUSH_BOUND);
-        let standard = http::standard_routes(doors.openapi, health.clone());
-        let (http, admin) = match self.admin {
-            Some(_) => (doors.http, standard),
-            None => (doors.http.merge(standard), Router::new()),
-        };
-        let contract = DescriptorPool::decode(doors.descriptors)?;
-        let router = |routes| {
-            http::router(
-                routes,
-                guard.clone(),
-                contract.clone(),
-                &self.limits,
-                self.errors,
-            )
-        };
-        let (http, admin) = (router(http), router(admin));
-        let doors = self.serve(&guard, routes, http, admin, closing.clone());
-
+        let doors = self.open(doors, health_service, health.clone(), closing.clone())?;
         let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);
         let failed = tokio::select! {
             () = shutdown => None,
@@ -184,6 +165,30 @@ impl Server {
                 "work was cut: not finished within {grace:?} of shutdown_grace"
             )),
         }
+    }
+
+    /// Adds to what is behind the doors what every service has there, and serves it.
+    fn open<H: tonic_health::pb::health_server::Health>(
+        self,
+        doors: Doors,
+        health_service: HealthServer<H>,
+        health: Arc<Health>,
+        closing: CancellationToken,
+    ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+        let (guard, errors) = (doors.guard, self.errors);
+        let standard = Standard::new(doors.name, &guard, &self.limits);
+        let routes = standard.add_to(doors.grpc, doors.descriptors, health_service, errors)?;
+        let standard = http::standard_routes(doors.openapi, health);
+        let (http, admin) = match self.admin {
+            Some(_) => (doors.http, standard),
+            None => (doors.http.merge(standard), Router::new()),
+        };
+        let contract = DescriptorPool::decode(doors.descriptors)?;
+        let limits = self.limits.clone();
+        let router =
+            |routes| http::router(routes, guard.clone(), contract.clone(), &limits, errors);
+        let (http, admin) = (router(http), router(admin));
+        Ok(self.serve(&guard, routes, http, admin, closing))
     }
 
     fn serve(

@@ -15,7 +15,8 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::body::{Bytes, Frame};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -29,10 +30,9 @@ use crate::{
     config::{ErrorsConfig, Limits},
     drain::Held,
     error::{Code, Fault},
-    grpc::Guard,
-    http::finish_grpc,
+    grpc::{GRPC_STATUS, Guard, TRACE_ID},
     peer::Peer,
-    roles,
+    roles, telemetry,
 };
 
 /// Calls at once, and streams, which have no deadline: they end after `limits.connection_age`.
@@ -182,6 +182,35 @@ impl HttpBody for Aging {
         Status::from(old).add_header(&mut trailers).ok();
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
+}
+
+/// Gives every answer over gRPC its trace id as a header. tonic puts a refusal into one frame, of
+/// which clients that tell headers from trailers, as grpc-go does, find all in the trailers: here
+/// it becomes two. The id is in both, because clients of tonic see the trailers alone.
+async fn finish_grpc(State(errors): State<ErrorsConfig>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&telemetry::trace_id()) {
+        response.headers_mut().entry(TRACE_ID).or_insert(value);
+    }
+    if !response.headers().contains_key(GRPC_STATUS) {
+        return response;
+    }
+    let (mut head, _empty) = response.into_parts();
+    let mut trailers = std::mem::take(&mut head.headers);
+    if !errors.details {
+        trailers.remove("grpc-status-details-bin");
+    }
+    let trace_id = (
+        HeaderName::from_static(TRACE_ID),
+        trailers.get(TRACE_ID).cloned(),
+    );
+    let content_type = (header::CONTENT_TYPE, trailers.remove(header::CONTENT_TYPE));
+    for (name, value) in [trace_id, content_type] {
+        head.headers.extend(value.map(|value| (name, value)));
+    }
+    let trailers = std::future::ready(Some(Ok(trailers)));
+    let body = Empty::new().with_trailers(trailers);
+    Response::from_parts(head, Body::new(body))
 }
 
 /// Bounds what is not behind the guard of the service.

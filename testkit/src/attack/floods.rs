@@ -153,9 +153,9 @@ pub async fn of_beginnings(target: &Attacked, route: &str) {
                     break;
                 }
                 let read = stream.read(&mut answer);
-                match tokio::time::timeout(Duration::from_millis(500), read).await {
-                    Ok(Ok(0) | Err(_)) => break,
-                    Ok(Ok(_)) | Err(_) => {}
+                let read = tokio::time::timeout(Duration::from_millis(500), read).await;
+                if let Ok(Ok(0) | Err(_)) = read {
+                    break;
                 }
             }
         };
