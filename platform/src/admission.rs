@@ -24,10 +24,9 @@ use crate::{
 
 /// After a refusal for want of a place, no peer may hold more than half of the places for so long.
 const CROWDED: Duration = Duration::from_secs(1);
-/// While several peers hold places or bytes, the last one in so many is for those that hold few.
+/// While several peers hold places or bytes, the last one in so many is for those that hold few: one
+/// in so many of what is free, so that the more there are, the less each has.
 const RESERVE: usize = 8;
-/// A peer with less than one in so many holds few.
-const SMALL: usize = 64;
 /// Connections over the limit that are told so; beyond these a connection is closed without a word.
 const TOLD: usize = 64;
 
@@ -35,11 +34,33 @@ const TOLD: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Admission(Arc<Inner>);
 
+/// Places, or bytes.
+struct Stock {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Stock {
+    fn new(most: usize) -> Stock {
+        Stock {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+        }
+    }
+
+    /// Whether what is left is for peers that hold less than one who holds `held` and wants `count`
+    /// more: several peers, each within its part, would leave nothing for the next one.
+    fn is_reserved(&self, held: usize, count: usize) -> bool {
+        let free = self.free.available_permits();
+        let of_others = self.most.saturating_sub(free + held);
+        let few = (free / RESERVE).max(1);
+        held + count > few && of_others > 0 && free < self.most / RESERVE + count
+    }
+}
+
 struct Inner {
-    places: Arc<Semaphore>,
-    most_places: usize,
-    bytes: Arc<Semaphore>,
-    most_bytes: usize,
+    places: Stock,
+    bytes: Stock,
     connections: Arc<Semaphore>,
     told: Arc<Semaphore>,
     /// When a peer with few places was refused one.
@@ -134,10 +155,8 @@ impl Admission {
     pub(crate) fn new(limits: &Limits) -> Admission {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
         Admission(Arc::new(Inner {
-            places: semaphore(limits.in_flight),
-            most_places: limits.in_flight,
-            bytes: semaphore(limits.memory),
-            most_bytes: limits.memory,
+            places: Stock::new(limits.in_flight),
+            bytes: Stock::new(limits.memory),
             connections: semaphore(limits.connections),
             told: semaphore(TOLD),
             refused: Mutex::default(),
@@ -176,17 +195,16 @@ impl Admission {
     /// Every place is taken, or the peer has half of them while others find none.
     pub(crate) fn place(&self, share: &Arc<Share>) -> Result<Part, Bound> {
         let inner = &self.0;
-        let half = inner.most_places.div_ceil(2);
+        let half = inner.places.most.div_ceil(2);
         let held = share.places.load(Ordering::Relaxed);
         let crowded = || locked(&inner.refused).is_some_and(|at| at.elapsed() < CROWDED);
         if held >= half && crowded() {
             return Err(Bound::Calls);
         }
-        let free = inner.places.available_permits();
-        let permit = if is_reserved(inner.most_places, free, held, 1) {
+        let permit = if inner.places.is_reserved(held, 1) {
             None
         } else {
-            inner.places.clone().try_acquire_owned().ok()
+            inner.places.free.clone().try_acquire_owned().ok()
         };
         let Some(permit) = permit else {
             if held < half {
@@ -205,15 +223,12 @@ impl Admission {
         let inner = &self.0;
         let held = share.bytes.load(Ordering::Relaxed);
         // one message fits always, whatever the limits are
-        if held > 0 && held + count > inner.most_bytes / 4 {
+        let most = inner.bytes.most;
+        if held > 0 && held + count > most / 4 || inner.bytes.is_reserved(held, count) {
             return Err(Bound::Bytes);
         }
-        let free = inner.bytes.available_permits();
-        if is_reserved(inner.most_bytes, free, held, count) {
-            return Err(Bound::Bytes);
-        }
-        let wanted = u32::try_from(count.min(inner.most_bytes)).map_err(|_| Bound::Bytes)?;
-        let permit = inner.bytes.clone().try_acquire_many_owned(wanted);
+        let wanted = u32::try_from(count.min(most)).map_err(|_| Bound::Bytes)?;
+        let permit = inner.bytes.free.clone().try_acquire_many_owned(wanted);
         let permit = permit.map_err(|_| Bound::Bytes)?;
         Ok(part(permit, share, count, |share| &share.bytes))
     }
@@ -222,16 +237,8 @@ impl Admission {
 #[cfg(test)]
 impl Admission {
     pub(crate) fn free_bytes(&self) -> usize {
-        self.0.bytes.available_permits()
+        self.0.bytes.free.available_permits()
     }
-}
-
-/// Whether what is left of `most` is for peers that hold less than one who holds `held` and wants
-/// `count` more: several peers, each within its part, would leave nothing for the next one.
-fn is_reserved(most: usize, free: usize, held: usize, count: usize) -> bool {
-    let of_others = most.saturating_sub(free + held);
-    let is_small = held + count <= most.div_ceil(SMALL);
-    !is_small && of_others > 0 && free < most / RESERVE + count
 }
 
 fn part(
@@ -254,141 +261,4 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn admission() -> Admission {
-        Admission::new(&Limits {
-            in_flight: 4,
-            memory: 4_000,
-            connections: 2,
-            ..Limits::default()
-        })
-    }
-
-    #[tokio::test]
-    async fn a_peer_has_all_places_until_another_finds_none() {
-        let (admission, one, other) = (admission(), Arc::default(), Arc::default());
-        let mut places: Vec<_> = (0..4)
-            .map(|_| admission.place(&one).ok().unwrap())
-            .collect();
-        assert!(admission.place(&one).is_err());
-        // its own refusal says nothing of others: it gets back what it lets go
-        places.pop();
-        places.push(admission.place(&one).ok().unwrap());
-        assert_eq!(admission.place(&other).err(), Some(Bound::Calls));
-        places.pop();
-        assert!(
-            admission.place(&one).is_err(),
-            "more than half, and another was refused"
-        );
-        let _others = admission.place(&other).ok().unwrap();
-        places.truncate(1);
-        places.push(admission.place(&one).ok().unwrap());
-        assert!(admission.place(&one).is_err());
-        *locked(&admission.0.refused) = Instant::now().checked_sub(CROWDED);
-        assert!(admission.place(&one).is_ok());
-    }
-
-    #[tokio::test]
-    async fn many_busy_peers_leave_places_for_one_that_asks_for_few() {
-        let admission = Admission::new(&Limits {
-            in_flight: 512,
-            ..Limits::default()
-        });
-        let peers: Vec<Arc<Share>> = (0..9).map(|_| Arc::default()).collect();
-        let mut places = Vec::new();
-        for _ in 0..100 {
-            places.extend(peers.iter().filter_map(|peer| admission.place(peer).ok()));
-        }
-        assert_eq!(places.len(), 512 - 512 / RESERVE);
-        let probe = Arc::default();
-        assert!(admission.place(&probe).is_ok());
-        places.clear();
-        *locked(&admission.0.refused) = Instant::now().checked_sub(CROWDED);
-        places.extend((0..512).filter_map(|_| admission.place(&peers[0]).ok()));
-        assert_eq!(places.len(), 512, "alone, it has all of them");
-    }
-
-    #[tokio::test]
-    async fn a_peer_with_nearly_all_places_lets_another_grow() {
-        let admission = Admission::new(&Limits {
-            in_flight: 512,
-            ..Limits::default()
-        });
-        let (greedy, other): (Arc<Share>, Arc<Share>) = Default::default();
-        let mut others: Vec<_> = (0..20)
-            .filter_map(|_| admission.place(&other).ok())
-            .collect();
-        let mut places = Vec::new();
-        places.extend((0..512).filter_map(|_| admission.place(&greedy).ok()));
-        assert_eq!(places.len(), 512 - 512 / RESERVE - 20);
-        // its calls end one by one, and it asks first for the place that is free
-        for _ in 0..512 {
-            places.pop();
-            places.extend(admission.place(&greedy));
-            others.extend(admission.place(&other));
-        }
-        assert_eq!(places.len(), 512 / 2);
-        assert_eq!(others.len(), 512 - 512 / RESERVE - places.len());
-    }
-
-    #[tokio::test]
-    async fn a_peer_has_a_quarter_of_the_bytes_and_one_message_always() {
-        let (admission, one, other) = (admission(), Arc::default(), Arc::default());
-        let held = admission.bytes(&one, 600).ok().unwrap();
-        assert_eq!(admission.bytes(&one, 600).err(), Some(Bound::Bytes));
-        assert!(admission.bytes(&one, 400).is_ok());
-        assert!(
-            admission.bytes(&other, 2_900).is_ok(),
-            "larger than a quarter, but one"
-        );
-        drop(held);
-        assert!(admission.bytes(&one, 1_000).is_ok());
-        assert_eq!(one.bytes.load(Ordering::Relaxed), 0);
-        assert_eq!(admission.0.bytes.available_permits(), 4_000);
-    }
-
-    #[tokio::test]
-    async fn several_peers_leave_bytes_for_one_that_asks_for_few() {
-        let admission = admission();
-        let (peers, late): ([Arc<Share>; 6], Arc<Share>) = <_>::default();
-        let mut taken = Vec::new();
-        // in small pieces, of which the last one would fit
-        for _ in 0..4_000 {
-            taken.extend(
-                peers
-                    .iter()
-                    .filter_map(|peer| admission.bytes(peer, 1).ok()),
-            );
-        }
-        assert_eq!(taken.len(), 4_000 - 4_000 / RESERVE);
-        assert!(admission.bytes(&late, 4_000 / SMALL).is_ok());
-        assert_eq!(admission.bytes(&late, 400).err(), Some(Bound::Bytes));
-    }
-
-    #[tokio::test]
-    async fn a_certificate_has_one_share_and_others_one_each() {
-        let admission = admission();
-        let (one, same) = (admission.share(Some("a")), admission.share(Some("a")));
-        assert!(Arc::ptr_eq(&one, &same));
-        assert!(!Arc::ptr_eq(&one, &admission.share(Some("b"))));
-        assert!(!Arc::ptr_eq(&admission.share(None), &admission.share(None)));
-        drop((one, same));
-        admission.share(Some("c"));
-        assert!(
-            locked(&admission.0.named).len() <= 1,
-            "nobody is remembered for ever"
-        );
-    }
-
-    #[tokio::test]
-    async fn connections_over_the_limit_are_told_and_then_not_even_that() {
-        let admission = admission();
-        let seats: Vec<_> = (0..2 + TOLD).map(|_| admission.seat().unwrap()).collect();
-        assert_eq!(seats.iter().filter(|seat| seat.over).count(), TOLD);
-        assert!(admission.seat().is_none());
-        drop(seats);
-        assert!(!admission.seat().unwrap().over);
-    }
-}
+mod tests;

@@ -258,17 +258,27 @@ async fn mistakes_of_callers_are_theirs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn made_up_names_are_no_labels() {
     let target = Target::start(json!({"in_flight": 1})).await;
-    let calls = (0..scaled(500)).map(async |number| {
+    // there may be 2,000
+    let connections = scaled(500).min(1_500);
+    let calls = (0..connections).map(async |number| {
         let mut raw = target.raw(&format!("/loms.Loms/M{number}")).await;
         let call = raw.whole(1, &[]);
         raw.say(&call).await;
         raw
     });
     let _open = join_all(calls).await;
+    let codes = [
+        "Unimplemented",
+        "ResourceExhausted",
+        "DeadlineExceeded",
+        "Canceled",
+    ];
     eventually("counted under one name", async || {
-        target.counted("Unimplemented", "unknown").await
-            + target.counted("ResourceExhausted", "unknown").await
-            >= u64::from(scaled(500))
+        let mut counted = 0;
+        for code in codes {
+            counted += target.counted(code, "unknown").await;
+        }
+        counted >= u64::from(connections)
     })
     .await;
     target.refusals_are_no_failures();
