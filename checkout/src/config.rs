@@ -22,10 +22,10 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The gRPC door; default [::]:50051.
+    /// The gRPC door; default `[::]:50051`.
     #[serde(default = "grpc_door")]
     pub grpc: GrpcConfig,
-    /// The HTTP door; default [::]:8090.
+    /// The HTTP door; default `[::]:8090`.
     #[serde(default = "http_door")]
     pub http: HttpConfig,
     /// Of the gRPC door, and of the calls to LOMS.
