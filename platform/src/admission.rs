@@ -222,7 +222,7 @@ impl Admission {
     pub(crate) fn bytes(&self, share: &Arc<Share>, count: usize) -> Result<Part, Bound> {
         let inner = &self.0;
         let held = share.bytes.load(Ordering::Relaxed);
-        // one message fits always, whatever the limits are
+        // one message of a peer alone fits always, whatever the limits are
         let most = inner.bytes.most;
         if held > 0 && held + count > most / 4 || inner.bytes.is_reserved(held, count) {
             return Err(Bound::Bytes);

@@ -56,12 +56,23 @@ fn parse<T: DeserializeOwned>(
             Err(error) => error,
         };
         let key = error.path().to_string();
-        if !is_of_others(error.inner()) || !remove(&mut value, error.path()) {
+        let may_have_more = key
+            .split_once('.')
+            .is_none_or(|(section, key)| OPEN_SECTIONS.contains(&section) && !key.contains('.'));
+        let is_of_others = may_have_more && is_of_others(error.inner());
+        if !is_of_others || !remove(&mut value, error.path()) {
             return Err(error.to_string());
         }
         unknown.push(key);
     }
 }
+
+/// Sections that the system before has too. Everywhere else an unknown key is a mistake, and may be
+/// one that opens what its author wanted shut.
+const OPEN_SECTIONS: [&str; 4] = ["postgres", "jaeger", "telegram", "services"];
+
+/// Words of keys that are about who is let in.
+const GUARDED: [&str; 6] = ["tls", "auth", "role", "cert", "secur", "admin"];
 
 /// Whether the error is a key that is none of ours and resembles none: the file is of a system
 /// that had more of them. One that resembles ours is mistyped.
@@ -75,6 +86,9 @@ fn is_of_others(error: &serde_yaml::Error) -> bool {
     let Some(unknown) = quoted.next().map(plain) else {
         return false;
     };
+    if GUARDED.iter().any(|word| unknown.contains(word)) {
+        return false;
+    }
     let most = (unknown.chars().count() / 4).max(1);
     !quoted.any(|ours| strsim::damerau_levenshtein(&plain(ours), &unknown) <= most)
 }
@@ -201,6 +215,8 @@ mod tests {
         name: String,
         #[serde(default)]
         tls: TlsConfig,
+        #[serde(default, rename = "jaeger")]
+        _jaeger: JaegerConfig,
         #[serde(deserialize_with = "secret", default)]
         key: SecretString,
     }
@@ -221,11 +237,20 @@ mod tests {
     fn keys_of_other_systems_are_told_and_mistyped_ones_refused() {
         let parsed = |text: &str| parse::<Sample>(text, &|_| None);
         let (config, unknown) =
-            parsed("name: x\nworkers: 5\ntls: {enabled: false, sink: [1]}\npool: {size: 3}")
-                .unwrap();
-        assert_eq!((config.name.as_str(), config.tls.enabled), ("x", false));
-        assert_eq!(unknown, ["workers", "pool", "tls.sink"]);
-        for mistyped in ["nmae: x", "Name: x", "prot: 1", "tls: {client-auth: none}"] {
+            parsed("name: x\nworkers: 5\njaeger: {sink: [1]}\npool: {size: 3}").unwrap();
+        assert_eq!(config.name, "x");
+        assert_eq!(unknown, ["workers", "pool", "jaeger.sink"]);
+        for mistyped in [
+            "nmae: x",
+            "Name: x",
+            "prot: 1",
+            "tls: {client-auth: none}",
+            // what would leave a door open
+            "tls: {verify_client: true}",
+            "tls: {sink: 1}",
+            "client_authentication: required",
+            "jaeger: {tls: {on: true}}",
+        ] {
             let error = parsed(mistyped).unwrap_err();
             assert!(error.contains("unknown field"), "{error}");
         }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
+use tonic::metadata::AsciiMetadataValue;
+
+use crate::error::{Code, Fault};
 
 /// Until when a call's answer is of use. Handlers pass it on, so that nobody works for a caller who has gone.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,22 @@ impl Deadline {
 /// How long the caller waits.
 pub(crate) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     grpc_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
+}
+
+/// A caller's deadline, by the header that grpc-gateway has for it.
+///
+/// # Errors
+/// INVALID_ARGUMENT, as grpc-gateway answers what is no time.
+pub(crate) fn forwarded(headers: &HeaderMap) -> Result<Option<AsciiMetadataValue>, Fault> {
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let parsed = timeout_of(headers).and_then(|_| value.to_str().ok()?.parse().ok());
+    let invalid = || {
+        let message = "invalid grpc-timeout: write digits, at most eight, and a unit of HMSmun";
+        Fault::new(Code::InvalidArgument, message)
+    };
+    parsed.map(Some).ok_or_else(invalid)
 }
 
 /// A `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Requests").

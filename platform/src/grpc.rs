@@ -221,7 +221,7 @@ where
     let allowed = timeout_of(request.headers())
         .unwrap_or(shared.request_timeout)
         .min(shared.request_timeout);
-    // tonic's own timer, started before ours, answers CANCELLED: ours must be the first
+    // in time for the answer to be there before its caller gives up
     let by = started + allowed.saturating_sub(Duration::from_millis(5).min(allowed / 10));
 
     let (head, body) = request.into_parts();

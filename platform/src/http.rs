@@ -18,15 +18,14 @@ use prost::{Message, Name};
 use prost_reflect::DescriptorPool;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tonic::{Status, metadata::AsciiMetadataValue};
+use tonic::Status;
 use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     admission::{Part, Share},
     body::{self, Bounds},
     config::{ErrorsConfig, Limits},
-    deadline::timeout_of,
-    docs,
+    deadline, docs,
     drain::{Answering, Held, Room, Unsent},
     error::{self, Fault},
     grpc::{Guard, Refused, Roomy, SMALL_ANSWER, TRACE_ID},
@@ -85,11 +84,13 @@ where
         .line()
         .map_or_else(Arc::default, |line| line.share().clone());
     let bounds = door.bounds(body_bytes);
-    let timeout = timeout(&head.headers).map_err(|fault| door.refusal(fault.into()))?;
     // one for whose body there is no room, or that shows no certificate where one is needed, is
     // turned away by the guard, which knows its method, and its body is not read
     let room = if peer.is_verified() || !door.guard.needs_certificate() {
-        door.room(&body, bounds.bytes, &share)
+        deadline::forwarded(&head.headers).and_then(|timeout| {
+            let room = door.room(&body, bounds.bytes, &share)?;
+            Ok((room, timeout))
+        })
     } else {
         Err(roles::certificate_required())
     };
@@ -111,8 +112,10 @@ where
     if let Some(parent) = telemetry::traceparent().and_then(|text| text.parse().ok()) {
         outgoing.metadata_mut().insert("traceparent", parent);
     }
-    if let Some(timeout) = timeout {
-        outgoing.metadata_mut().insert("grpc-timeout", timeout);
+    if let Ok((_, Some(timeout))) = &room {
+        outgoing
+            .metadata_mut()
+            .insert("grpc-timeout", timeout.clone());
     }
     match call(outgoing).await {
         Ok(response) => {
@@ -128,22 +131,6 @@ where
             Err(refused)
         }
     }
-}
-
-/// A caller's deadline, by the header that grpc-gateway has for it.
-///
-/// # Errors
-/// INVALID_ARGUMENT, as grpc-gateway answers what is no time.
-fn timeout(headers: &HeaderMap) -> Result<Option<AsciiMetadataValue>, Fault> {
-    let Some(value) = headers.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let parsed = timeout_of(headers).and_then(|_| value.to_str().ok()?.parse().ok());
-    let invalid = || {
-        let message = "invalid grpc-timeout: write digits, at most eight, and a unit of HMSmun";
-        Fault::new(error::Code::InvalidArgument, message)
-    };
-    parsed.map(Some).ok_or_else(invalid)
 }
 
 /// What a route knows of the door that it is behind.

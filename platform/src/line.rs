@@ -61,7 +61,7 @@ pub(crate) struct Line {
 
 struct Leaving {
     _room: Part,
-    /// How much the socket has taken when this answer has left, at the latest.
+    /// How much the socket has taken when this answer has left, if nothing else was written.
     due: u64,
     since: Instant,
 }
@@ -302,18 +302,15 @@ impl Answer {
 impl Rest {
     fn piece(&mut self) -> Bytes {
         let length = match self.data.len() {
+            whole if whole <= SHORT && !self.begun => return std::mem::take(&mut self.data),
             1 => 1,
-            whole if whole <= SHORT && !self.begun => whole,
             rest => PIECE.min(rest - 1),
         };
         // the last byte of what is sent in pieces is waited for
         self.begun = true;
         let piece = self.data.split_to(length);
-        if self.data.len() > PIECE {
-            // a part of it would keep the whole in memory
-            return Bytes::copy_from_slice(&piece);
-        }
-        piece
+        // HTTP/2 may keep it after the rest has gone: a slice would keep the whole in memory
+        Bytes::copy_from_slice(&piece)
     }
 }
 

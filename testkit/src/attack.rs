@@ -193,8 +193,8 @@ impl Attacked {
         assert_eq!(ready.status(), 200);
     }
 
-    /// From now on others may be refused, until this is said again.
-    pub fn refusals_are_no_failures(&self) {
+    /// What others were refused so far is no failure.
+    pub fn forget_refusals(&self) {
         locked(&self.probe.calls).failed.clear();
     }
 

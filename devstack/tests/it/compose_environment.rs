@@ -1,6 +1,8 @@
 //! What compose tells the services: the example configurations, read with the environment that the containers get, lead to
 //! neighbours that are there.
 
+use std::net::SocketAddr;
+
 use crate::deployments::{Compose, SCALED, Service, expand_all, read, root};
 
 /// Its configuration as the process in the container reads it.
@@ -41,11 +43,10 @@ fn services_are_told_where_their_neighbours_are() {
         let service = compose.service(name);
         let config = configuration(service);
         for (door, port) in [("grpc", grpc), ("http", http)] {
-            assert_eq!(
-                config[door]["listen"],
-                format!("0.0.0.0:{port}").as_str(),
-                "{name}"
-            );
+            let listen = config[door]["listen"].as_str().unwrap();
+            let listen: SocketAddr = listen.parse().unwrap();
+            assert!(listen.ip().is_unspecified(), "{name}: {listen}");
+            assert_eq!(listen.port(), port, "{name}");
         }
         assert_eq!(
             service.spec["build"]["args"]["HEALTH_PORT"],

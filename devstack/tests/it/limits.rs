@@ -250,7 +250,7 @@ fn rest() -> String {
 
 #[tokio::test]
 async fn a_body_that_arrives_takes_its_room_and_no_place() {
-    let limits = json!({"in_flight": 1, "memory": 2_030, "request_timeout": "30s"});
+    let limits = json!({"in_flight": 1, "memory": 2_330, "request_timeout": "30s"});
     let (stack, replica) = loms_within(limits).await;
     let (mut one, other) = (half_sent(&replica).await, half_sent(&replica).await);
     let ask = async || post(&replica, "/stocks", format!("{:<50}", "{\"sku\":7}")).await;

@@ -60,6 +60,34 @@ pub(super) fn connect_options(config: &PostgresConfig) -> Result<PgConnectOption
         .log_slow_statements(tracing::log::LevelFilter::Debug, Duration::from_secs(1)))
 }
 
+/// Keywords that are read.
+const READ: [&str; 12] = [
+    "host",
+    "hostaddr",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "application_name",
+    "options",
+];
+/// Keywords of other drivers about what is set elsewhere here, or does not matter.
+const IGNORED: [&str; 9] = [
+    "connect_timeout",
+    "target_session_attrs",
+    "sslsni",
+    "keepalives",
+    "fallback_application_name",
+    "client_encoding",
+    "TimeZone",
+    "timezone",
+    "pool_max_conns",
+];
+
 /// A connection string as a URL: pairs of keyword and value (libpq, "Keyword/Value Connection
 /// Strings") become its parameters. `None`: it is neither.
 fn url(text: &str) -> Option<Cow<'_, str>> {
@@ -70,7 +98,14 @@ fn url(text: &str) -> Option<Cow<'_, str>> {
     let url = "postgres:///?";
     let mut parameters = form_urlencoded::Serializer::for_suffix(url.to_owned(), url.len());
     for (keyword, value) in pairs(text)? {
-        parameters.append_pair(keyword, &value);
+        match keyword {
+            _ if IGNORED.contains(&keyword) => {}
+            _ if READ.contains(&keyword) => {
+                parameters.append_pair(keyword, &value);
+            }
+            // a password under another name would be logged by what does not know it
+            _ => return None,
+        }
     }
     Some(parameters.finish().into())
 }
@@ -176,6 +211,8 @@ mod tests {
         ] {
             assert!(pairs(wrong).is_none(), "{wrong}");
         }
+        assert!(super::url("host=h pasword=secret").is_none());
+        assert!(super::url("host=h connect_timeout=5").is_some_and(|url| !url.contains("time")));
         let text = pairs(text).unwrap();
         assert!(
             text.iter().any(|(_, value)| value == "a b'c&d=e"),

@@ -136,7 +136,8 @@ pub async fn of_beginnings(target: &Attacked, route: &str) {
     ];
     let mut slow = Vec::new();
     for (address, beginning) in beginnings {
-        for _ in 0..scaled(100) {
+        // with all others there may be 2,000
+        for _ in 0..scaled(100).min(200) {
             let mut stream = TcpStream::connect(address).await.expect("a connection");
             // an end that comes already is found below
             stream.write_all(beginning.as_bytes()).await.ok();
