@@ -41,7 +41,7 @@ pub async fn left(reader: &mut Raw) {
 pub async fn sockets(target: &Attacked, path: &str, message: &[u8]) {
     let open = (1_u32 << 31) - 1;
     let mut readers = Vec::new();
-    for _ in 0..scaled(10) {
+    for _ in 0..scaled(4) {
         let mut reader = Raw::deaf(target.grpc(), path, &[(4, open)]).await;
         let wider = frame(WINDOW_UPDATE, 0, 0, &(open - 65_535).to_be_bytes());
         reader.say(&wider).await;
