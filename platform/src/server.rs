@@ -12,7 +12,7 @@ use std::{
 use axum::Router;
 use futures::future::OptionFuture;
 use prost_reflect::DescriptorPool;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, pb::health_server::HealthServer};
@@ -75,10 +75,10 @@ impl Server {
                 true => Some(ServerTls::load(service, &common.tls)?),
                 false => None,
             },
-            grpc: listen("grpc.listen", common.grpc.listen).await?,
-            http: listen("http.listen", common.http.listen).await?,
+            grpc: listen("grpc.listen", common.grpc.listen)?,
+            http: listen("http.listen", common.http.listen)?,
             admin: match common.admin_listen {
-                Some(address) => Some(listen("admin.listen", address).await?),
+                Some(address) => Some(listen("admin.listen", address)?),
                 None => None,
             },
             http_tls: is_closed(common),
@@ -129,7 +129,7 @@ impl Server {
         // the last of it is for the traces, after everything that makes some
         let (delay, grace) = (self.shutdown_delay, self.shutdown_grace);
         let grace = grace.saturating_sub(FLUSH_BOUND);
-        let doors = self.open(doors, health_service, health.clone(), closing.clone())?;
+        let doors = self.assemble(doors, health_service, health.clone(), closing.clone())?;
         let mut doors = tokio_util::task::AbortOnDropHandle::new(doors);
         let failed = tokio::select! {
             () = shutdown => None,
@@ -168,7 +168,7 @@ impl Server {
     }
 
     /// Adds to what is behind the doors what every service has there, and serves it.
-    fn open<H: tonic_health::pb::health_server::Health>(
+    fn assemble<H: tonic_health::pb::health_server::Health>(
         self,
         doors: Doors,
         health_service: HealthServer<H>,
@@ -310,10 +310,10 @@ fn local(listener: &TcpListener) -> SocketAddr {
         .unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
-async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    let mut bound = TcpListener::bind(address).await;
+fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let mut bound = open(address);
     if address.ip() == Ipv6Addr::UNSPECIFIED && bound.as_ref().is_err_and(has_no_ipv6) {
-        bound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await;
+        bound = open((Ipv4Addr::UNSPECIFIED, address.port()).into());
     }
     bound.map_err(|error| {
         StartError::new(
@@ -321,6 +321,20 @@ async fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, S
             format!("stop what uses the port, or set {key}"),
         )
     })
+}
+
+/// Connections that wait to be accepted. The standard library's 128 are fewer than a burst of
+/// callers; of more, the kernel forgets some after it has told their callers that they are there.
+const BACKLOG: u32 = 4096;
+
+fn open(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// A kernel, or a container, without IPv6.

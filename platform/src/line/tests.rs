@@ -1,4 +1,4 @@
-//! What of answers takes room, and whom a connection is not kept for.
+//! Which bytes of answers count as room, and which connections are ended.
 
 use tokio_util::task::TaskTracker;
 
