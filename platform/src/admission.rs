@@ -24,8 +24,8 @@ use crate::{
 
 /// After a refusal for want of a place, no peer may hold more than half of the places for so long.
 const CROWDED: Duration = Duration::from_secs(1);
-/// While several peers hold places or bytes, the last one in so many is for those that hold few: one
-/// in so many of what is free, so that the more there are, the less each has.
+/// While several peers hold places or bytes, the last one in so many is for those that hold few:
+/// one in so many of what is free, so that the more there are, the less each has.
 const RESERVE: usize = 8;
 /// Connections over the limit that are told so; beyond these a connection is closed without a word.
 const TOLD: usize = 64;
@@ -129,10 +129,8 @@ impl Part {
     /// Gives back what is over `most`.
     pub(crate) fn shrink(&mut self, most: usize) {
         let over = self.count.saturating_sub(most);
-        drop(
-            self.permit
-                .split(self.permit.num_permits().saturating_sub(most)),
-        );
+        let permits = self.permit.num_permits().saturating_sub(most);
+        drop(self.permit.split(permits));
         (self.of)(&self.share).fetch_sub(over, Ordering::Relaxed);
         self.count -= over;
     }

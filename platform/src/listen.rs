@@ -46,7 +46,8 @@ pub(crate) async fn serve_grpc(
     serve(listener, router, &http2(&limits), &limits, closing).await;
 }
 
-/// Serves `router` until `closing`, then lets the connections finish what they have begun. Every request knows its peer.
+/// Serves `router` until `closing`, then lets the connections finish what they have begun. Every
+/// request knows its peer.
 async fn serve(
     mut listener: Listener,
     router: Router,

@@ -1,4 +1,5 @@
-//! A service as a process. What only a process can show: that it can be killed, what memory it takes.
+//! A service as a process, for what only a process can show: that it can be killed, what memory it
+//! takes.
 
 use std::{
     net::SocketAddr,

@@ -14,35 +14,24 @@ use crate::http2::{
     streams,
 };
 
-/// Streams over the limit, each of which is answered with a reset; and resets by the client.
+/// Streams over the limit, each of which is answered with a reset; resets by the client; and
+/// mistakes that are answered with a reset.
 pub async fn of_streams(target: &Attacked, path: &str) {
-    let mut flood = Raw::connect(target.grpc(), path, &[]).await;
-    for stream in streams(scaled(5_000)) {
-        let call = flood.call(stream);
-        if !flood.say(&call).await {
-            break;
+    let nothing = |_| Vec::new();
+    let reset = |stream| frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+    let mistake = |stream| frame(WINDOW_UPDATE, 0, stream, &0_u32.to_be_bytes());
+    let follows: [&dyn Fn(u32) -> Vec<u8>; 3] = [&nothing, &reset, &mistake];
+    for follow in follows {
+        let mut flood = Raw::connect(target.grpc(), path, &[]).await;
+        for stream in streams(scaled(5_000)) {
+            let mut call = flood.call(stream);
+            call.extend(follow(stream));
+            if !flood.say(&call).await {
+                break;
+            }
         }
+        target.is_alive().await;
     }
-    target.is_alive().await;
-    let mut rapid = Raw::connect(target.grpc(), path, &[]).await;
-    for stream in streams(scaled(5_000)) {
-        let mut call = rapid.call(stream);
-        call.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
-        if !rapid.say(&call).await {
-            break;
-        }
-    }
-    target.is_alive().await;
-    // each of these is a mistake that is answered with a reset
-    let mut mistaken = Raw::connect(target.grpc(), path, &[]).await;
-    for stream in streams(scaled(5_000)) {
-        let mut call = mistaken.call(stream);
-        call.extend(frame(WINDOW_UPDATE, 0, stream, &0_u32.to_be_bytes()));
-        if !mistaken.say(&call).await {
-            break;
-        }
-    }
-    target.is_alive().await;
 }
 
 /// Frames that belong to no call, and headers without an end.
