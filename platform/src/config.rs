@@ -67,9 +67,9 @@ fn parse<T: DeserializeOwned>(
     }
 }
 
-/// Sections that the system before has too. Everywhere else an unknown key is a mistake, and may be
+/// Shared sections that the system before has too. Everywhere else an unknown key is a mistake, and may be
 /// one that opens what its author wanted shut.
-const OPEN_SECTIONS: [&str; 4] = ["postgres", "jaeger", "telegram", "services"];
+const OPEN_SECTIONS: [&str; 2] = ["postgres", "jaeger"];
 
 /// Words of keys that are about who is let in.
 const GUARDED: [&str; 6] = ["tls", "auth", "role", "cert", "secur", "admin"];
