@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tracing::{Event, Level, Subscriber, subscriber::with_default};
+use tracing::{
+    Event, Level, Subscriber,
+    subscriber::{set_global_default, with_default},
+};
 use tracing_subscriber::{Layer, layer::Context, layer::SubscriberExt as _};
 
 use super::*;
@@ -112,6 +115,10 @@ impl Said {
         watched: &Watched<T>,
         times: usize,
     ) -> (usize, usize) {
+        // While a single subscriber exists, tracing asks the thread that reaches an event first
+        // whether anybody wants it, and remembers the answer: the thread of another test would
+        // say no. A default for every thread says yes.
+        let _ = set_global_default(tracing_subscriber::registry());
         let subscriber = tracing_subscriber::registry().with(self.clone());
         with_default(subscriber, || (0..times).for_each(|_| watched.look()));
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst);
