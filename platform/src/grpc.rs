@@ -23,10 +23,10 @@ use tokio::time::Instant;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
-use tracing::{Instrument as _, Span, field::Empty};
+use tracing::Instrument as _;
 
-use self::metrics::Metrics;
 pub(crate) use self::metrics::record_code;
+use self::metrics::{Metrics, span_of};
 pub use self::metrics::{registered, seconds_buckets};
 pub use crate::deadline::Deadline;
 use crate::{
@@ -42,6 +42,7 @@ use crate::{
 };
 
 pub(crate) const GRPC_STATUS: &str = "grpc-status";
+pub(crate) const DETAILS: &str = "grpc-status-details-bin";
 /// The trace id of every answer.
 pub const TRACE_ID: &str = "x-trace-id";
 
@@ -183,20 +184,6 @@ where
     }
 }
 
-fn span_of(request: &Request<Body>) -> Span {
-    let method = request.uri().path();
-    let span = tracing::info_span!("grpc.call", otel.name = %method, otel.kind = "server",
-        otel.status_code = Empty, rpc.method = %method, rpc.code = Empty, order.id = Empty, user.id = Empty);
-    if let Some(parent) = request
-        .headers()
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok())
-    {
-        telemetry::set_parent(&span, parent);
-    }
-    span
-}
-
 /// Reads the message, takes a place, does the call, makes room for the answer.
 async fn answer<S>(shared: Arc<Shared>, inner: S, request: Request<Body>) -> Response<Body>
 where
@@ -246,8 +233,10 @@ where
     let trace_id = span.in_scope(telemetry::trace_id);
     let made = bounded(&shared, &bytes_of, (by, message.held), inner, request);
     let made = Call::new(share.peer, place).scope(made.instrument(span.clone()));
-    let (head, made) = made.await;
+    let (mut head, made) = made.await;
     drop(headers);
+    let line_of = line.as_deref();
+    message::room_of_details(&mut head.headers, &shared.admission, &bytes_of, line_of);
     record_code(&span, code_of(&head.headers));
     let response = match made {
         Some(Made {

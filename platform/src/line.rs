@@ -25,7 +25,6 @@ use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
 use crate::{
     admission::{Admission, Part, Seat, Share},
     config::Limits,
-    listen::SEND_BUFFER,
     tasks,
 };
 
@@ -33,9 +32,10 @@ use crate::{
 const STALLED: usize = 8;
 /// As much as one frame of HTTP/2 carries.
 const PIECE: usize = 16 * 1024;
-/// A shorter message goes whole. In a longer one the last byte goes by itself: there is room for it
-/// only when there is room for all that precedes it, and so it shows when the rest has left.
-const SHORT: usize = 512;
+/// A shorter message goes whole. In a longer one the last byte goes by itself: its stream takes it
+/// only when all that precedes it has left, and so it shows when the rest has. What has gone whole
+/// may stay as long as the peer likes, once for each stream.
+const SHORT: usize = 128;
 
 /// What is known of a connection while it, or an answer on it, lives.
 pub(crate) struct Line {
@@ -54,6 +54,8 @@ pub(crate) struct Line {
     written: AtomicU64,
     /// Whether its socket takes no more at the moment.
     blocked: AtomicBool,
+    /// Whether TLS has bytes that its socket has not taken.
+    unflushed: AtomicBool,
     /// Answers that HTTP/2 has whole, and its socket perhaps not, in the order in which they were
     /// handed over.
     leaving: Mutex<VecDeque<Leaving>>,
@@ -87,6 +89,7 @@ impl Line {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
+            unflushed: AtomicBool::new(false),
             leaving: Mutex::default(),
         });
         let watch = watch(
@@ -134,9 +137,13 @@ impl Line {
         }
     }
 
-    /// HTTP/2 has the whole of an answer: of that no more is kept than its buffer for a stream.
-    fn leave(&self, mut room: Part) {
-        room.shrink(SEND_BUFFER);
+    /// Whether all that was written is the kernel's.
+    pub(crate) fn flushed(&self, done: bool) {
+        self.unflushed.store(!done, Ordering::Relaxed);
+    }
+
+    /// HTTP/2 has all of what this room is for.
+    pub(crate) fn leave(&self, room: Part) {
         let mut leaving = locked(&self.leaving);
         let before = leaving.back().map_or(0, |last| last.due);
         let before = before.max(self.written.load(Ordering::Relaxed));
@@ -151,7 +158,8 @@ impl Line {
     /// ago. Whether something is still leaving.
     fn forget_what_has_left(&self, a_while: Duration) -> bool {
         let mut leaving = locked(&self.leaving);
-        if !self.blocked.load(Ordering::Relaxed) {
+        let blocked = self.blocked.load(Ordering::Relaxed);
+        if !blocked && !self.unflushed.load(Ordering::Relaxed) {
             leaving.retain(|answer| answer.since.elapsed() < a_while);
         }
         !leaving.is_empty()
@@ -177,13 +185,7 @@ impl Line {
             // it lives until its last byte has left its stream
             let mut rest = locked(&unsent.0);
             if rest.moved.elapsed() >= write_timeout {
-                *rest = Rest {
-                    data: Bytes::new(),
-                    held: None,
-                    moved: rest.moved,
-                    begun: true,
-                    thrown_away: true,
-                };
+                rest.throw_away();
             }
             stalled += usize::from(rest.thrown_away);
             true
@@ -247,8 +249,10 @@ struct Unsent(Mutex<Rest>);
 
 struct Rest {
     data: Bytes,
-    /// Until HTTP/2 has all of it: its room, and what a stop waits for.
-    held: Option<(Part, TaskTrackerToken)>,
+    /// Its room, until HTTP/2 has all of it.
+    room: Option<Part>,
+    /// What a stop waits for.
+    token: Option<TaskTrackerToken>,
     moved: Instant,
     begun: bool,
     thrown_away: bool,
@@ -265,8 +269,10 @@ pub(crate) struct Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let held = locked(&self.unsent.0).held.take();
-        if let (Some(line), Some((room, _))) = (&self.line, held) {
+        let room = locked(&self.unsent.0).room.take();
+        if let (Some(line), Some(mut room)) = (&self.line, room) {
+            // of a longer message one byte
+            room.shrink(SHORT);
             line.leave(room);
         }
     }
@@ -276,13 +282,14 @@ impl Answer {
     pub(crate) fn new(
         data: Bytes,
         trailers: Option<HeaderMap>,
-        held: Part,
+        room: Part,
         token: TaskTrackerToken,
         line: Option<Arc<Line>>,
     ) -> Answer {
         let rest = Rest {
             data,
-            held: Some((held, token)),
+            room: Some(room),
+            token: Some(token),
             moved: Instant::now(),
             begun: false,
             thrown_away: false,
@@ -300,6 +307,16 @@ impl Answer {
 }
 
 impl Rest {
+    /// The piece that its stream has taken may stay as long as the connection.
+    fn throw_away(&mut self) {
+        self.data = Bytes::new();
+        self.token = None;
+        if let Some(room) = &mut self.room {
+            room.shrink(PIECE);
+        }
+        self.thrown_away = true;
+    }
+
     fn piece(&mut self) -> Bytes {
         let length = match self.data.len() {
             whole if whole <= SHORT && !self.begun => return std::mem::take(&mut self.data),

@@ -113,13 +113,13 @@ const PENDING_RESETS: usize = 20;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 const STREAM_WINDOW: u32 = 64 * 1024;
 
-/// Bytes of a stream that HTTP/2 keeps for a socket that does not take them, whatever window the
-/// peer has opened.
-pub(crate) const SEND_BUFFER: usize = 16 * 1024;
+/// Bytes that a stream may keep before it takes more: it takes a piece of an answer when the one
+/// before has left it, whatever window the peer has opened, and may take back later.
+const SEND_BUFFER: usize = 1;
 /// Bytes with which HTTP/2 begins, RFC 9113, 3.4.
 pub(crate) const PREFACE: u64 = 24;
 
-fn http2(limits: &Limits) -> auto::Builder<TokioExecutor> {
+pub(crate) fn http2(limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new()).http2_only();
     builder
         .http2()

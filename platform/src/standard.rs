@@ -30,7 +30,7 @@ use crate::{
     config::{ErrorsConfig, Limits},
     drain::Held,
     error::{Code, Fault},
-    grpc::{GRPC_STATUS, Guard, TRACE_ID},
+    grpc::{DETAILS, GRPC_STATUS, Guard, TRACE_ID},
     peer::Peer,
     roles, telemetry,
 };
@@ -198,7 +198,7 @@ async fn finish_grpc(State(errors): State<ErrorsConfig>, request: Request, next:
     let (mut head, _empty) = response.into_parts();
     let mut trailers = std::mem::take(&mut head.headers);
     if !errors.details {
-        trailers.remove("grpc-status-details-bin");
+        trailers.remove(DETAILS);
     }
     let trace_id = (
         HeaderName::from_static(TRACE_ID),

@@ -29,6 +29,8 @@ use crate::{
 
 /// A peer that is gone without a word is found out by the kernel, whatever state the connection is in.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(15);
+/// Bytes that TLS keeps for a socket that does not take them; rustls would keep 64 KiB.
+const UNSENT: usize = 16 * 1024;
 static ACCEPTING: StateLog = StateLog::new("connection not accepted", "connections are accepted");
 
 /// After an accept that failed for want of a file descriptor, say: trying again at once would only burn a core.
@@ -123,7 +125,9 @@ impl Acceptor {
             Protocol::Grpc => tls.grpc.clone(),
             Protocol::Http => tls.http.clone(),
         };
-        let handshake = TlsAcceptor::from(config).accept(stream);
+        let handshake = TlsAcceptor::from(config).accept_with(stream, |session| {
+            session.set_buffer_limit(Some(UNSENT));
+        });
         let stream = tokio::time::timeout(self.bound, handshake).await??;
         Ok(Transport::Tls(Box::new(stream.into())))
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt as _;
 use hyper::body::{Bytes, Frame};
 use tonic::{Status, body::Body};
@@ -11,7 +11,8 @@ use tonic::{Status, body::Body};
 use crate::{
     admission::{Admission, Part, Share},
     error::{Code, Fault},
-    grpc::code_of,
+    grpc::{DETAILS, code_of},
+    line::Line,
 };
 
 /// A flag and a length.
@@ -21,6 +22,9 @@ const PREFIX: usize = 5;
 const HEADER: usize = 64;
 /// As much is free: no usual call has more.
 const FREE_HEADERS: usize = 4 * 1024;
+
+/// Bytes of a refusal's details that take no room: those of one reason, no list of fields.
+const SMALL_DETAILS: usize = 512;
 
 /// Room for headers that are many: compressed, they are sent for much less than they take here.
 ///
@@ -37,6 +41,26 @@ pub(super) fn room_of_headers(
     match sizes.sum::<usize>().saturating_sub(FREE_HEADERS) {
         0 => Ok(None),
         bytes => Ok(Some(admission.bytes(share, bytes)?)),
+    }
+}
+
+/// Room for a refusal's details until the socket has them; where there is none, they are left out.
+pub(super) fn room_of_details(
+    headers: &mut HeaderMap,
+    admission: &Admission,
+    share: &Arc<Share>,
+    line: Option<&Line>,
+) {
+    let bytes = headers.get(DETAILS).map_or(0, HeaderValue::len);
+    if bytes <= SMALL_DETAILS {
+        return;
+    }
+    match (admission.bytes(share, bytes), line) {
+        (Ok(room), Some(line)) => line.leave(room),
+        (Ok(_), None) => {}
+        (Err(_), _) => {
+            headers.remove(DETAILS);
+        }
     }
 }
 
@@ -192,5 +216,25 @@ mod tests {
         ] {
             assert_eq!(sent(&pieces).await.unwrap_err(), expected, "{pieces:?}");
         }
+    }
+
+    #[test]
+    fn long_details_have_room_or_are_left_out() {
+        let admission = Admission::new(&Limits {
+            memory: 1_000,
+            ..Limits::default()
+        });
+        let has_details = |bytes: usize| {
+            let value = HeaderValue::from_str(&"x".repeat(bytes)).unwrap();
+            let mut headers = HeaderMap::from_iter([(DETAILS.parse().unwrap(), value)]);
+            room_of_details(&mut headers, &admission, &Arc::default(), None);
+            headers.contains_key(DETAILS)
+        };
+        assert!(has_details(900));
+        let taken = admission.bytes(&Arc::default(), 200).unwrap();
+        assert!(has_details(SMALL_DETAILS));
+        assert!(!has_details(900));
+        drop(taken);
+        assert!(has_details(900));
     }
 }

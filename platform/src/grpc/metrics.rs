@@ -6,10 +6,12 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
+use http::Request;
 use prometheus::{CounterVec, HistogramOpts, HistogramVec, Opts};
-use tracing::Span;
+use tonic::body::Body;
+use tracing::{Span, field::Empty};
 
-use crate::error::go_name;
+use crate::{error::go_name, telemetry};
 
 #[derive(Clone)]
 pub(super) struct Metrics {
@@ -67,6 +69,21 @@ pub fn registered<M: prometheus::core::Collector + Clone + Any>(
     let metric = metric.expect("a well-formed metric");
     prometheus::register(Box::new(metric.clone())).expect("a metric name of its own");
     metric
+}
+
+/// The span of a call, a part of its caller's trace.
+pub(super) fn span_of(request: &Request<Body>) -> Span {
+    let method = request.uri().path();
+    let span = tracing::info_span!("grpc.call", otel.name = %method, otel.kind = "server",
+        otel.status_code = Empty, rpc.method = %method, rpc.code = Empty, order.id = Empty, user.id = Empty);
+    if let Some(parent) = request
+        .headers()
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok())
+    {
+        telemetry::set_parent(&span, parent);
+    }
+    span
 }
 
 /// Records the code of a call in its span. Codes that an operator should look at mark the span as
