@@ -6,9 +6,9 @@ ALTER TABLE notifications.message
     -- their place in Kafka. Its rows must never be refused by the new index (it would not find what they met, and try for
     -- ever), so they are not in it; whoever asks whether an event is known looks at them too.
     -- The constant default is kept in the catalogue for the rows that are there: nothing is rewritten.
-    ADD COLUMN superseded BOOLEAN DEFAULT false,
-    -- squawk-ignore ban-drop-default
-    ALTER COLUMN superseded DROP DEFAULT;
+    ADD COLUMN superseded BOOLEAN DEFAULT false;
+-- squawk-ignore ban-drop-default
+ALTER TABLE notifications.message ALTER COLUMN superseded DROP DEFAULT;
 
 -- The place of an event within its order. An event without a sequence has that of its status: an order becomes `new`, then
 -- `awaiting payment` or `failed`, then `payed` or `cancelled`.
