@@ -7,7 +7,7 @@ use platform::{
     error::StartError,
     grpc::Guard,
     http::{rpc, rpc_with_body},
-    migrate,
+    import, migrate,
     pg::{Database, Pool},
     readiness::Readiness,
     roles::Policy,
@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     expiry,
     grpc::LomsService,
+    import::ORIGINAL,
     keys,
     outbox::{self, Broker, Relay},
     payments::Payments,
@@ -34,7 +35,7 @@ use crate::{
 /// The schema `loms`.
 pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations/loms");
 
-const SERVICE: &str = "loms";
+pub(crate) const SERVICE: &str = "loms";
 /// Bytes of an order as JSON: 10,000 lines, as many as `orders.max_lines` allows, of 100 bytes
 /// each.
 const ORDER_BYTES: usize = 1024 * 1024;
@@ -42,8 +43,9 @@ const ORDER_BYTES: usize = 1024 * 1024;
 /// Brings the schema up to date, on a database that has been away for at most `wait`.
 ///
 /// # Errors
-/// The database stays away, or a migration fails.
+/// The database stays away, or holds what the system before left; or a migration fails.
 pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    import::refuse_unsettled(&config.postgres, &ORIGINAL, wait).await?;
     migrate::migrate(&config.postgres, &MIGRATOR, &ONLINE, wait).await
 }
 
@@ -63,6 +65,7 @@ impl App {
         config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
+        database.expect_settled(&ORIGINAL).await?;
         let pool = database.pool(SERVICE, config.postgres.max_connections);
         let broker = Broker::new(&config.brokers, &config.kafka)?;
         Ok(App {

@@ -1,4 +1,4 @@
-//! `loms serve|migrate|stock receive|audit`.
+//! `loms serve|migrate|import|stock receive|audit`.
 
 use std::{path::PathBuf, pin::pin, process::ExitCode};
 
@@ -7,6 +7,7 @@ use loms::{App, Config};
 use platform::{
     command::{self, Access, WaitArgs},
     config,
+    import::ImportArgs,
     process::{self, ConfigArgs, ServeArgs},
     telemetry,
 };
@@ -27,6 +28,8 @@ enum Command {
     Serve(ServeArgs),
     /// Bring the schema `loms` up to date, while the service works on it
     Migrate(WaitArgs),
+    /// Take over orders and stock of the system before, from its tables in `public`
+    Import(ImportArgs),
     /// Stock that arrives
     Stock {
         #[command(subcommand)]
@@ -54,6 +57,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => serve(config, args).await?,
         Command::Migrate(WaitArgs { wait }) => loms::migrate(&config, wait).await?,
+        Command::Import(args) => println!("{}", import(&config, &args).await?),
         Command::Stock {
             command:
                 StockCommand::Receive {
@@ -77,6 +81,12 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn import(config: &Config, args: &ImportArgs) -> anyhow::Result<String> {
+    #[cfg(feature = "failpoints")]
+    let _crash_points = fail::FailScenario::setup();
+    loms::import(config, args).await
 }
 
 async fn serve(config: Config, args: ServeArgs) -> anyhow::Result<()> {

@@ -31,9 +31,14 @@ pub enum CrashPoint {
     EventsDeleting,
     /// The rows are gone.
     EventsDeleted,
+    /// A slice of an import is written, not committed.
+    SliceImporting,
+    /// A slice of an import is committed.
+    SliceImported,
 }
 
 impl CrashPoint {
+    /// Those of a service at work; the others are of commands.
     #[cfg(feature = "failpoints")]
     pub const ALL: [CrashPoint; 13] = [
         CrashPoint::OrderPlacing,
@@ -68,6 +73,8 @@ impl CrashPoint {
             CrashPoint::EventsAcknowledged => "events-acknowledged",
             CrashPoint::EventsDeleting => "events-deleting",
             CrashPoint::EventsDeleted => "events-deleted",
+            CrashPoint::SliceImporting => "slice-importing",
+            CrashPoint::SliceImported => "slice-imported",
         }
     }
 

@@ -40,7 +40,7 @@ impl Delivery {
             fields.check(
                 place.is_some(),
                 format!("{at}.warehouse_id"),
-                "must be above 0",
+                "must be above 0 and below 9223372036854775807",
             );
             fields.check(good.is_some(), format!("{at}.sku"), "must not be 0");
             let fits = (1..=MAX_UNITS).contains(&count);
@@ -58,6 +58,21 @@ impl Delivery {
             id: id.to_owned(),
             lines: sums,
         })
+    }
+
+    /// All that an import finds, at once; what has no unit is left out.
+    pub(crate) fn imported(
+        id: &str,
+        lines: impl Iterator<Item = (Sku, WarehouseId, i64)>,
+    ) -> Delivery {
+        let lines = lines.filter_map(|(sku, warehouse, units)| {
+            let units = u64::try_from(units).ok().filter(|units| *units > 0)?;
+            Some(((sku, warehouse), units))
+        });
+        Delivery {
+            id: id.to_owned(),
+            lines: lines.collect(),
+        }
     }
 
     pub(crate) fn id(&self) -> &str {

@@ -21,8 +21,9 @@ struct OrderEvent<'a> {
     message: String,
     #[serde(rename = "Sequence")]
     sequence: i32,
-    #[serde(rename = "OccurredAt")]
-    occurred_at: String,
+    /// Not of a step that an import made: histories hold no time for it.
+    #[serde(rename = "OccurredAt", skip_serializing_if = "Option::is_none")]
+    occurred_at: Option<String>,
 }
 
 /// The value of the Kafka message.
@@ -33,7 +34,7 @@ pub(crate) fn payload(row: &OutboxRow) -> String {
         status: row.status.as_str(),
         message: told(row.order, row.status),
         sequence: row.sequence,
-        occurred_at: row.at.format(&Rfc3339).unwrap_or_default(),
+        occurred_at: row.at.and_then(|at| at.format(&Rfc3339).ok()),
     };
     // a struct of text and numbers always serialises
     serde_json::to_string(&event).unwrap_or_default()
@@ -90,7 +91,7 @@ mod tests {
                 traceparent: None,
                 user: facts["UserId"].as_i64().unwrap(),
                 status,
-                at: at.unwrap(),
+                at: Some(at.unwrap()),
             };
             assert_eq!(payload(&row), fixture.trim_end());
         }

@@ -221,13 +221,13 @@ impl From<OrderRow> for pb::ListOrderResponse {
             from_status: change.from,
             status: change.status,
             actor: change.actor,
-            at: Some(timestamp(change.at)),
+            at: change.at.map(timestamp),
         });
         pb::ListOrderResponse {
             status: order.status.to_string(),
             user: order.user,
             items: items.collect(),
-            created_at: Some(timestamp(order.created_at)),
+            created_at: order.created_at.map(timestamp),
             payment_deadline: order.payment_deadline.map(timestamp),
             history: history.collect(),
         }

@@ -6,7 +6,8 @@
 //! `allocation` and `delivery` are pure: which status may follow which, which warehouse gives what, what may arrive.
 //! `store` holds every SQL statement. Three workers run beside: `expiry` cancels what was not paid in time, `outbox`
 //! carries events to Kafka as `event` writes them, `keys` sweeps old idempotency keys. `roles` says who may call what. `app`
-//! puts it together, and `crash` names the points at which tests end the process.
+//! puts it together, `import` takes over the orders of the system before, and `crash` names the points at which tests end the
+//! process.
 
 mod allocation;
 mod app;
@@ -20,6 +21,7 @@ mod error;
 mod event;
 mod expiry;
 mod grpc;
+mod import;
 mod keys;
 mod order;
 mod orders;
@@ -36,5 +38,6 @@ pub use audit::audit;
 pub use ceiling::{Draw, ceiling};
 pub use config::Config;
 pub use crash::CrashPoint;
+pub use import::import;
 pub use roles::METHODS;
 pub use stock::receive_file;

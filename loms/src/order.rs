@@ -21,7 +21,7 @@ pub(crate) struct Sku(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Quantity(u32);
 
-/// A warehouse's number, above 0.
+/// A warehouse's number, above 0 and below the highest of a BIGINT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct WarehouseId(i64);
 
@@ -67,10 +67,15 @@ impl Quantity {
 }
 
 impl WarehouseId {
+    /// Of units that were sold before an import: where they lay nobody kept. It is never on sale, and no delivery can name it.
+    pub(crate) const BEFORE_IMPORT: WarehouseId = WarehouseId(i64::MAX);
+
     pub(crate) fn new(id: i64) -> Option<Self> {
-        (id > 0).then_some(WarehouseId(id))
+        (1..Self::BEFORE_IMPORT.0)
+            .contains(&id)
+            .then_some(WarehouseId(id))
     }
-    pub(crate) fn get(self) -> i64 {
+    pub(crate) const fn get(self) -> i64 {
         self.0
     }
 }
@@ -220,6 +225,8 @@ impl fmt::Display for Status {
 pub(crate) enum Actor {
     User,
     Timeout,
+    /// The system before, or what was made of its orders when they were taken over.
+    Import,
 }
 
 impl Actor {
@@ -227,6 +234,7 @@ impl Actor {
         match self {
             Actor::User => "user",
             Actor::Timeout => "timeout",
+            Actor::Import => "import",
         }
     }
 }

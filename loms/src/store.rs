@@ -3,6 +3,7 @@
 //! (sku, warehouse_id).
 
 pub(crate) mod audit;
+pub(crate) mod import;
 pub(crate) mod keys;
 pub(crate) mod online;
 pub(crate) mod orders;

@@ -17,6 +17,7 @@ pub mod error;
 mod gelf;
 pub mod grpc;
 pub mod http;
+pub mod import;
 pub mod json;
 pub mod kafka;
 mod line;

@@ -51,7 +51,7 @@ pub(crate) async fn find_wrong_holdings(db: &mut Db) -> sqlx::Result<Vec<String>
     .await
 }
 
-/// Every order has items, and a history without gaps whose steps follow each other and end at its status.
+/// Every order has items, if it was placed here, and a history without gaps whose steps follow each other and end at its status.
 pub(crate) async fn find_illegal_histories(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"WITH history AS (
@@ -69,7 +69,10 @@ pub(crate) async fn find_illegal_histories(db: &mut Db) -> sqlx::Result<Vec<Stri
               OR h.reached[cardinality(h.reached)] <> o.status
               OR h.left_behind[2:] IS DISTINCT FROM h.reached[:cardinality(h.reached) - 1]
               OR (h.reached[2] IS DISTINCT FROM 'failed' AND h.reached[2] IS DISTINCT FROM 'awaiting payment')
-              OR NOT EXISTS (SELECT FROM loms.order_item i WHERE i.order_id = o.id)
+              -- the system before kept orders whose lines it had lost
+              OR (NOT EXISTS (SELECT FROM loms.order_item i WHERE i.order_id = o.id)
+                  AND NOT EXISTS (SELECT FROM loms.status_change c
+                                  WHERE c.order_id = o.id AND c.sequence = 1 AND c.actor = 'import'))
            ORDER BY coalesce(o.id, h.order_id)"#
     )
     .fetch_all(db)

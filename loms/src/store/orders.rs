@@ -12,7 +12,8 @@ use crate::order::{Actor, OrderId, Sku, Status};
 pub(crate) struct OrderRow {
     pub(crate) user: i64,
     pub(crate) status: Status,
-    pub(crate) created_at: OffsetDateTime,
+    /// `None` of an order that was taken over without its time.
+    pub(crate) created_at: Option<OffsetDateTime>,
     pub(crate) payment_deadline: Option<OffsetDateTime>,
     pub(crate) items: Vec<(Sku, u32)>,
     pub(crate) history: Vec<ChangeRow>,
@@ -25,7 +26,8 @@ pub(crate) struct ChangeRow {
     pub(crate) from: String,
     pub(crate) status: String,
     pub(crate) actor: String,
-    pub(crate) at: OffsetDateTime,
+    /// `None` of a step that was taken over without its time.
+    pub(crate) at: Option<OffsetDateTime>,
 }
 
 /// One order with its items and history, read by one statement and so from one moment.
@@ -33,7 +35,7 @@ pub(crate) async fn read_order(db: &mut Db, order: OrderId) -> sqlx::Result<Opti
     let row = sqlx::query!(
         r#"SELECT o.user_id, o.status::text AS "status!", o.created_at, u.payment_deadline AS "payment_deadline?",
                   i.skus AS "skus!", i.counts AS "counts!",
-                  h.sequences AS "sequences!", h.origins AS "origins!", h.statuses AS "statuses!", h.actors AS "actors!", h.ats AS "ats!"
+                  h.sequences AS "sequences!", h.origins AS "origins!", h.statuses AS "statuses!", h.actors AS "actors!", h.ats AS "ats!: Vec<Option<OffsetDateTime>>"
            FROM loms.user_order o
            LEFT JOIN loms.unpaid_order u ON u.order_id = o.id
            CROSS JOIN LATERAL (

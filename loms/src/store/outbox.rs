@@ -17,7 +17,8 @@ pub(crate) struct OutboxRow {
     pub(crate) traceparent: Option<String>,
     pub(crate) user: i64,
     pub(crate) status: Status,
-    pub(crate) at: OffsetDateTime,
+    /// `None` of a step that was taken over without its time.
+    pub(crate) at: Option<OffsetDateTime>,
 }
 
 /// "LOMS rel" in ASCII: the advisory lock that a relay of the release before holds while it sends.

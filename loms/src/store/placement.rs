@@ -148,7 +148,7 @@ pub(crate) async fn insert_orders(
 }
 
 /// Rows turned into the arrays that UNNEST takes.
-fn columns<const N: usize>(rows: impl Iterator<Item = [i64; N]>) -> [Vec<i64>; N] {
+pub(super) fn columns<const N: usize>(rows: impl Iterator<Item = [i64; N]>) -> [Vec<i64>; N] {
     let mut columns = [const { Vec::new() }; N];
     for row in rows {
         for (column, value) in columns.iter_mut().zip(row) {

@@ -28,6 +28,11 @@ mod connection;
 mod conservation;
 mod contention;
 mod databases;
+mod import;
+#[cfg(feature = "failpoints")]
+mod import_crashes;
+mod import_oracle;
+mod import_source;
 mod keys;
 mod keys_sweep;
 mod lost_answers;

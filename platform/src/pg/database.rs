@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     config::{Pooler, PostgresConfig},
     error::StartError,
+    import::{self, Found, Original},
     state_log,
 };
 
@@ -38,6 +39,8 @@ const BY_INDEX: [(&str, &str); 4] = [
 /// Between attempts to connect: short enough that a server that is back is used at once, long enough not to keep it busy.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// How long a start asks whether something is to be imported: a database that is away is no reason not to start.
+const ASKED_AT_START: Duration = Duration::from_secs(1);
 
 /// What is known of the database; readiness follows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,10 @@ pub enum State {
     ReadOnly,
     SchemaMissing,
     SchemaBehind,
+    /// An import has begun and is not done.
+    Importing,
+    /// What the system before left is there, and nobody has said what is to become of it.
+    Unsettled,
 }
 
 impl State {
@@ -59,6 +66,8 @@ impl State {
             State::ReadOnly => "read-only",
             State::SchemaMissing => "schema is missing: run migrate",
             State::SchemaBehind => "schema is behind: run migrate",
+            State::Importing => "an import is not done: run import",
+            State::Unsettled => "the data of the system before is not taken over: run import",
         }
     }
 }
@@ -73,6 +82,8 @@ struct Inner {
     config: PostgresConfig,
     /// What the schema must have; a command that does without asks for nothing.
     migrator: Option<&'static Migrator>,
+    /// What must have been imported, or declined.
+    original: OnceLock<&'static Original>,
     trouble: Mutex<Trouble>,
     stopping: CancellationToken,
 }
@@ -132,9 +143,29 @@ impl Database {
             options: connect_options(config)?,
             config: config.clone(),
             migrator,
+            original: OnceLock::new(),
             trouble: Mutex::new(trouble),
             stopping: CancellationToken::new(),
         })))
+    }
+
+    /// From now on no connection is made to a database that holds what the system before left, until it is imported or
+    /// declined. One that can be asked at once is.
+    ///
+    /// # Errors
+    /// One line that names the command to be run.
+    pub async fn expect_settled(&self, original: &'static Original) -> Result<(), StartError> {
+        self.0.original.set(original).ok();
+        let asked = async {
+            let options = self.0.options.clone().application_name(self.service());
+            let mut connection = options.connect().await?;
+            import::look(&mut connection, original).await
+        };
+        match tokio::time::timeout(ASKED_AT_START, asked).await {
+            Ok(Ok(found)) => found.refuse(original),
+            // it is away, as connections will find
+            Ok(Err(_)) | Err(_) => Ok(()),
+        }
     }
 
     /// The connections that callers share: at most `max` in use, known to PostgreSQL as `application`. A quarter more may
@@ -260,7 +291,7 @@ impl Database {
             return Ok(State::ReadOnly);
         }
         match schema_version(db, migrator).await {
-            Ok(applied) if applied >= super::newest(migrator) => Ok(State::Ok),
+            Ok(applied) if applied >= super::newest(migrator) => self.look_for_import(db).await,
             Ok(_) => Ok(State::SchemaBehind),
             // undefined_table, undefined_schema, and a schema that somebody else may see
             Err(sqlx::Error::Database(error))
@@ -270,6 +301,17 @@ impl Database {
             }
             Err(error) => Err(error),
         }
+    }
+
+    async fn look_for_import(&self, db: &mut Db) -> sqlx::Result<State> {
+        let Some(original) = self.0.original.get() else {
+            return Ok(State::Ok);
+        };
+        Ok(match import::look(db, original).await? {
+            Found::Settled => State::Ok,
+            Found::Running => State::Importing,
+            Found::Waiting(_) => State::Unsettled,
+        })
     }
 
     /// Takes over what an attempt or a look has found; one line in the log for as long as it lasts.

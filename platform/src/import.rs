@@ -1,0 +1,333 @@
+//! Takes over what the system before left in its tables, in slices of one transaction each: read from one database, decided
+//! by the service, written to its schema. Killed anywhere, the next run goes on behind the last slice that was committed. The
+//! source is never written to.
+
+mod source;
+mod state;
+
+use std::{future::Future, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use secrecy::SecretString;
+use sqlx::migrate::Migrator;
+
+pub use self::source::Source;
+pub(crate) use self::state::{Found, look};
+use crate::{
+    command::{self, Access, WaitArgs},
+    config::PostgresConfig,
+    error::StartError,
+    migrate::{self, Online},
+    pg::{self, Db},
+};
+
+/// What the system before of a service has.
+pub struct Original {
+    /// The service, and the schema that its tables are taken to.
+    pub service: &'static str,
+    pub tables: &'static [Table],
+}
+
+/// A table of the system before, in `public`. By its columns' names it is told from a stranger's; types may differ.
+pub struct Table {
+    pub name: &'static str,
+    pub columns: &'static [&'static str],
+    /// Columns that it may have besides.
+    pub optional: &'static [&'static str],
+    /// The number that grows.
+    pub key: &'static str,
+}
+
+impl Table {
+    fn has_the_columns(&self, found: &[String]) -> bool {
+        let has = |column: &&str| found.iter().any(|found| found == column);
+        let knows = |found: &String| {
+            let mut known = self.columns.iter().chain(self.optional);
+            known.any(|column| column == found)
+        };
+        self.columns.iter().all(has) && found.iter().all(knows)
+    }
+}
+
+/// The arguments of `import`.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// The database of the system before [default: the service's own]
+    #[arg(long, value_name = "URL")]
+    pub from: Option<String>,
+    /// Say what becomes of what, and change nothing
+    #[arg(long, conflicts_with = "decline")]
+    pub dry_run: bool,
+    /// Leave the data of the system before where it is: `migrate` and `serve` do without it from now on
+    #[arg(long, conflicts_with = "from")]
+    pub decline: bool,
+    /// The zone of times that the system before stored without one
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub time_zone: String,
+    /// Rows of the largest table's parent that one transaction takes over
+    #[arg(long, hide = true, default_value_t = 20_000)]
+    pub slice: i64,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+}
+
+/// Where a run may be killed by a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// A slice is written, not committed.
+    Writing,
+    /// A slice is committed.
+    Written,
+}
+
+/// What a service makes of its source. All of it is read and noted before anything is written, so that the first slice is
+/// written only if the last one can be.
+pub trait Import {
+    /// Rows that belong together.
+    type Batch: Send;
+
+    /// The next rows, those with ids above `after`; none behind the last.
+    fn read(
+        &self,
+        source: &mut Source,
+        after: Option<i64>,
+    ) -> impl Future<Output = anyhow::Result<Option<Self::Batch>>> + Send;
+
+    /// The highest id in it.
+    fn last(&self, batch: &Self::Batch) -> i64;
+
+    /// Takes it into account: for the report, and for what the last transaction writes.
+    fn note(&mut self, batch: &Self::Batch);
+
+    /// What is read at once, after all batches.
+    fn read_rest(&mut self, source: &mut Source)
+    -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Rows that cannot be taken over, for an operator to mend; empty if there are none.
+    fn refused(&self) -> Vec<String>;
+
+    /// What becomes of what.
+    fn report(&self) -> String;
+
+    /// In the first transaction: numbers that the system before has given are not given again. What was there before is in the
+    /// way, and is returned.
+    fn begin(&self, db: &mut Db) -> impl Future<Output = anyhow::Result<Option<String>>> + Send;
+
+    /// A slice's transaction.
+    fn write(
+        &self,
+        db: &mut Db,
+        batch: &Self::Batch,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// The last transaction.
+    fn finish(&self, db: &mut Db) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// A crash point.
+    fn pass(&self, _moment: Moment) {}
+}
+
+/// Ends with [`StartError`] if a database holds what the system before left, or an import that is not done; one that is away
+/// is waited for.
+///
+/// # Errors
+/// [`StartError`], or a database that stays away.
+pub async fn refuse_unsettled(
+    config: &PostgresConfig,
+    original: &Original,
+    wait: Duration,
+) -> anyhow::Result<()> {
+    let mut db = command::connect_within(config, original.service, Access::Read, wait).await?;
+    let found = look(&mut db, original).await;
+    sqlx::Connection::close(db).await.ok();
+    Ok(found?.refuse(original)?)
+}
+
+/// `import`: returns what to print.
+///
+/// # Errors
+/// [`StartError`] for everything that the operator must settle first; a database that is away.
+pub async fn run(
+    args: &ImportArgs,
+    config: &PostgresConfig,
+    original: &Original,
+    (migrator, online): (&'static Migrator, &[Online]),
+    mut import: impl Import,
+) -> anyhow::Result<String> {
+    let service = original.service;
+    let migrate = || migrate::migrate(config, migrator, online, args.wait.wait);
+    if args.decline {
+        migrate().await?;
+        return decline(config, service).await;
+    }
+    let from = match &args.from {
+        Some(url) => PostgresConfig {
+            connection_string: SecretString::from(url.clone()),
+            ..config.clone()
+        },
+        None => config.clone(),
+    };
+    command::wait_for_database(&from, "import", Access::Read, args.wait.wait).await?;
+    let mut source = Source::open(&from, original, args).await?;
+    plan(&mut import, &mut source).await?;
+    let report = format!("from database {}\n{}", source.name(), import.report());
+    let refused = import.refused();
+    if args.dry_run {
+        println!("{report}");
+    }
+    if !refused.is_empty() {
+        let what = format!("database {}: {}", source.name(), refused.join("; "));
+        return Err(StartError::new(what, "mend these rows there, then import again").into());
+    }
+    if args.dry_run {
+        let others = source.others().await?.len();
+        return Ok(format!(
+            "nothing is changed; {others} other sessions are connected to the source, an import waits for none to be"
+        ));
+    }
+    migrate().await?;
+    let mut target = pg::connect_as(config, "import").await?;
+    let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+        .bind(source::LOCK)
+        .fetch_one(&mut target)
+        .await?;
+    if !alone {
+        return Err(StartError::new("another import is at work", "wait for it").into());
+    }
+    let done = carry(&import, original, &mut source, &mut target).await?;
+    Ok(match done {
+        Carried::Now => format!("{report}\nimported"),
+        Carried::Before => "it had been imported before: nothing changed".to_owned(),
+    })
+}
+
+async fn decline(config: &PostgresConfig, service: &str) -> anyhow::Result<String> {
+    let mut db = pg::connect_as(config, "import").await?;
+    if state::decline(&mut db, service).await? {
+        return Ok("declined: the tables of the system before stay as they are".to_owned());
+    }
+    let what = format!("schema {service}: an import has begun");
+    Err(StartError::new(what, "it can no longer be declined").into())
+}
+
+/// Reads all there is.
+async fn plan<I: Import>(import: &mut I, source: &mut Source) -> anyhow::Result<()> {
+    let mut after = None;
+    while let Some(batch) = import.read(source, after).await? {
+        after = Some(import.last(&batch));
+        import.note(&batch);
+    }
+    import.read_rest(source).await
+}
+
+enum Carried {
+    Now,
+    Before,
+}
+
+/// Writes the slices that are not written yet.
+async fn carry<I: Import>(
+    import: &I,
+    original: &Original,
+    source: &mut Source,
+    target: &mut Db,
+) -> anyhow::Result<Carried> {
+    let service = original.service;
+    source.alone().await?;
+    let figures = source.figures(original).await?;
+    let mut after = match state::read(target, service).await? {
+        Some(row) if row.is_running() || row.is_done() => {
+            unchanged(&row, source, &figures, service)?;
+            if row.is_done() {
+                return Ok(Carried::Before);
+            }
+            row.through
+        }
+        _ => {
+            begin(import, service, source, target, &figures).await?;
+            None
+        }
+    };
+    while let Some(batch) = import.read(source, after).await? {
+        source.alone().await?;
+        let last = import.last(&batch);
+        let mut tx = target.begin().await?;
+        source::unbounded(&mut tx).await?;
+        import.write(&mut tx, &batch).await?;
+        state::advance(&mut tx, service, last).await?;
+        import.pass(Moment::Writing);
+        tx.commit().await?;
+        import.pass(Moment::Written);
+        tracing::info!(import.through = last, "a slice is imported");
+        after = Some(last);
+    }
+    source.alone().await?;
+    let row = state::read(target, service).await?;
+    let row = row.context("the import's own row is gone")?;
+    let figures = source.figures(original).await?;
+    unchanged(&row, source, &figures, service)?;
+    let mut tx = target.begin().await?;
+    source::unbounded(&mut tx).await?;
+    import.finish(&mut tx).await?;
+    state::end(&mut tx, service).await?;
+    import.pass(Moment::Writing);
+    tx.commit().await?;
+    import.pass(Moment::Written);
+    Ok(Carried::Now)
+}
+
+async fn begin<I: Import>(
+    import: &I,
+    service: &str,
+    source: &Source,
+    target: &mut Db,
+    figures: &str,
+) -> anyhow::Result<()> {
+    let mut tx = target.begin().await?;
+    source::unbounded(&mut tx).await?;
+    if let Some(there) = import.begin(&mut tx).await? {
+        let what = format!("schema {service} is in use: {there}");
+        return Err(StartError::new(what, "import into a schema that holds nothing").into());
+    }
+    state::begin(&mut tx, service, source.name(), figures).await?;
+    import.pass(Moment::Writing);
+    tx.commit().await?;
+    import.pass(Moment::Written);
+    Ok(())
+}
+
+/// # Errors
+/// [`StartError`]: it is not what the first slice was read from.
+fn unchanged(
+    row: &state::Row,
+    source: &Source,
+    figures: &str,
+    service: &str,
+) -> Result<(), StartError> {
+    let what = if row.source != source.name() {
+        format!(
+            "the import reads database {}, not {}",
+            row.source,
+            source.name()
+        )
+    } else if row.figures != figures {
+        let was: Vec<_> = row.figures.split("; ").collect();
+        let changed = figures.split("; ").filter(|now| !was.contains(now));
+        let changed: Vec<_> = changed.collect();
+        format!(
+            "database {} has changed since the first slice: {}",
+            row.source,
+            changed.join("; ")
+        )
+    } else {
+        return Ok(());
+    };
+    let advice = match row.is_done() {
+        true => "the import is done, nothing more is taken over".to_owned(),
+        false => {
+            format!("stop what writes to it, then DROP SCHEMA {service} CASCADE and import again")
+        }
+    };
+    Err(StartError::new(what, advice))
+}
