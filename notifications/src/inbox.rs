@@ -219,7 +219,7 @@ impl Inbox {
         hand.events.sort_by_key(|(received, _)| {
             (
                 received.event.order.get(),
-                received.event.sequence,
+                received.event.place(),
                 received.source,
             )
         });

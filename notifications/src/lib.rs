@@ -1,7 +1,7 @@
 //! Notifications: consumes order events, tells people, keeps the history.
 //!
-//! In: `inbox` (with `assignment`) polls, `hand` is what it has read, `saving` writes it, `dead_letters` takes what cannot be
-//! saved (`letter` is what one says), `replay` puts it back.
+//! In: `inbox` (with `assignment`) polls, `hand` is what it has read, `saving` writes what is not `known`, `dead_letters` takes
+//! what cannot be saved (`letter` is what one says), `replay` puts it back.
 //! Out: `delivery` sends what is untold on its way (`flights`) through `telegram`, `verdict` says what came of it.
 //! Asked: `grpc` -> `history`. All SQL is in `store`.
 //! What an event is and what people read of it: `event`, `message`.
@@ -18,6 +18,7 @@ pub mod grpc;
 mod hand;
 pub mod history;
 pub mod inbox;
+pub mod known;
 pub mod letter;
 pub mod message;
 pub mod replay;

@@ -17,12 +17,16 @@ use tokio::time::Instant;
 
 use crate::{
     event::{Received, Source},
-    store,
+    known::verdict,
+    store::saving::{BEGIN_SAVING, find_known, insert_messages, vacate_places},
 };
 
 /// How long a batch may be saved in parts before it is interrupted for the broker to be polled, and for a stop to be noticed,
 /// which a round more than this must not keep for longer than the grace (10 s).
 const LONGEST: Duration = Duration::from_secs(3);
+/// Looks at what is known, in one transaction: the first finds what was saved before, the second what the first has inserted or
+/// met, a third what took the place of another. More is a race with somebody who deletes.
+const PASSES: usize = 4;
 
 static BATCH_SIZE: LazyLock<Histogram> = LazyLock::new(|| {
     let opts = HistogramOpts::new(
@@ -120,7 +124,7 @@ enum Attempt {
 }
 
 async fn save_part(db: &mut Db, topic: &str, part: &[&Received]) -> pg::Result<Attempt> {
-    let mut transaction = db.begin_with(store::BEGIN_SAVING).await?;
+    let mut transaction = db.begin_with(BEGIN_SAVING).await?;
     match insert(&mut transaction, topic, part).await {
         Ok(verdicts) => {
             fail_point!("events-committing", |_| std::process::abort());
@@ -135,50 +139,64 @@ async fn save_part(db: &mut Db, topic: &str, part: &[&Received]) -> pg::Result<A
     }
 }
 
+/// Finds what is known and inserts the rest, until each record has its verdict: what is not inserted, because the same
+/// event is in the batch too or another replica was faster, is known the next time.
 async fn insert(
     connection: &mut Db,
     topic: &str,
     records: &[&Received],
 ) -> pg::Result<Vec<Verdict>> {
-    let inserted: HashSet<Source> = store::insert_messages(connection, topic, records)
-        .await?
-        .into_iter()
-        .collect();
-    let met: Vec<&Received> = records
-        .iter()
-        .copied()
-        .filter(|record| !inserted.contains(&record.source))
-        .collect();
-    let mut judged: HashMap<Source, Verdict> = HashMap::with_capacity(met.len());
-    if !met.is_empty() {
-        for (place, stored) in store::find_saved(connection, topic, &met).await? {
-            let Some(record) = met.get(place) else {
-                continue;
-            };
-            let verdict = if record.event.repeats(&stored) {
-                Verdict::Duplicate
-            } else {
-                Verdict::Conflict(format!(
-                    "order {} has another event {} already: {:?} of user {}",
-                    record.event.order.get(),
-                    record.event.sequence,
-                    stored.message,
-                    stored.user,
-                ))
-            };
-            judged.insert(record.source, verdict);
+    let mut verdicts: Vec<Option<Verdict>> = vec![None; records.len()];
+    for _ in 0..PASSES {
+        let open: Vec<usize> = (0..records.len())
+            .filter(|at| verdicts[*at].is_none())
+            .collect();
+        if open.is_empty() {
+            break;
+        }
+        let asked: Vec<&Received> = open.iter().map(|at| records[*at]).collect();
+        let known = find_known(connection, &asked).await?;
+        let mut fresh = Vec::with_capacity(open.len());
+        let mut users = HashMap::new();
+        for (at, known) in open.into_iter().zip(known) {
+            let event = &records[at].event;
+            verdicts[at] = verdict(event, &known);
+            // of two users who are new to an order the first has it; the other is judged in the next pass
+            let user = event.user.get();
+            if verdicts[at].is_none() && *users.entry(event.order.get()).or_insert(user) == user {
+                fresh.push(at);
+            }
+        }
+        if !fresh.is_empty() {
+            insert_fresh(connection, topic, records, &fresh, &mut verdicts).await?;
         }
     }
-    records
-        .iter()
-        .map(|record| {
-            if inserted.contains(&record.source) {
-                return Ok(Verdict::Saved);
-            }
-            // neither inserted nor found: its row was deleted in between, the next try inserts it
-            judged
-                .remove(&record.source)
-                .ok_or_else(|| pg::Error::conflict("a message was deleted while it was saved"))
-        })
-        .collect()
+    let verdicts: Option<Vec<Verdict>> = verdicts.into_iter().collect();
+    // its row was deleted, or its place taken, in between
+    verdicts.ok_or_else(|| pg::Error::conflict("messages changed while others were saved"))
+}
+
+async fn insert_fresh(
+    connection: &mut Db,
+    topic: &str,
+    records: &[&Received],
+    fresh: &[usize],
+    verdicts: &mut [Option<Verdict>],
+) -> pg::Result<()> {
+    let given: Vec<&Received> = fresh.iter().map(|at| records[*at]).collect();
+    let inserted = insert_messages(connection, topic, &given).await?;
+    let inserted: HashSet<Source> = inserted.into_iter().collect();
+    let mut displaced = Vec::new();
+    for at in fresh {
+        let record = records[*at];
+        if inserted.contains(&record.source) {
+            verdicts[*at] = Some(Verdict::Saved);
+        } else if record.event.sequence == 0 {
+            displaced.push(record);
+        }
+    }
+    if !displaced.is_empty() {
+        vacate_places(connection, topic, &displaced).await?;
+    }
+    Ok(())
 }

@@ -1,149 +1,16 @@
 //! Every SQL statement of the service, a function each. Callers own transactions.
 
 pub(crate) mod online;
+pub mod saving;
 
 use platform::pg::Db;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::{
-    event::{Received, Source, Stored, UserId},
-    message::{Due, Position, Told, words},
+    event::UserId,
+    message::{Due, Position, Told},
 };
-
-/// A transaction that looks up every row by an index. A plan made while the table fits into a few pages would read all of it,
-/// for each record, and is kept while the table grows (until it is analyzed).
-pub const BEGIN_SAVING: &str = "BEGIN; SET LOCAL enable_seqscan = off";
-
-/// Saves what is not saved yet and answers which were; within [`BEGIN_SAVING`]. `records` must be in the order (order, sequence): two replicas
-/// that save the same events then wait for each other instead of deadlocking. What an order has untold may wait after a
-/// failure: its next event waits with it, see [`postpone`].
-pub async fn insert_messages(
-    connection: &mut Db,
-    topic: &str,
-    records: &[&Received],
-) -> Result<Vec<Source>, sqlx::Error> {
-    let users: Vec<i64> = records
-        .iter()
-        .map(|record| record.event.user.get())
-        .collect();
-    let orders: Vec<i64> = records
-        .iter()
-        .map(|record| record.event.order.get())
-        .collect();
-    let sequences: Vec<i32> = records.iter().map(|record| record.event.sequence).collect();
-    let statuses: Vec<&str> = records
-        .iter()
-        .map(|record| record.event.status.as_str())
-        .collect();
-    let messages: Vec<String> = records.iter().map(|record| words(&record.event)).collect();
-    let times: Vec<OffsetDateTime> = records.iter().map(|record| record.at).collect();
-    let partitions: Vec<i32> = records.iter().map(|record| record.source.0).collect();
-    let offsets: Vec<i64> = records.iter().map(|record| record.source.1).collect();
-    let parents: Vec<Option<&str>> = records
-        .iter()
-        .map(|record| record.traceparent.as_deref())
-        .collect();
-    // both unique indexes count, so the conflict names none
-    let rows = sqlx::query!(
-        r#"
-        INSERT INTO notifications.message
-            (user_id, order_id, sequence, status, message, created_at,
-             source_topic, source_partition, source_offset, traceparent, next_attempt_at)
-        SELECT user_id, order_id, sequence, status, message, created_at, $1, partition, "offset", traceparent,
-               GREATEST(now(), (
-                   SELECT lowest.next_attempt_at FROM notifications.message AS lowest
-                   WHERE lowest.order_id = given.order_id AND COALESCE(lowest.told_at, lowest.given_up_at) IS NULL
-                   ORDER BY lowest.sequence, lowest.id
-                   LIMIT 1))
-        FROM UNNEST($2::bigint[], $3::bigint[], $4::integer[], $5::text[], $6::text[], $7::timestamptz[],
-                    $8::integer[], $9::bigint[], $10::text[])
-            WITH ORDINALITY AS given (user_id, order_id, sequence, status, message, created_at,
-                                      partition, "offset", traceparent, place)
-        ORDER BY place
-        ON CONFLICT DO NOTHING
-        RETURNING source_partition, source_offset
-        "#,
-        topic,
-        &users,
-        &orders,
-        &sequences,
-        &statuses as &[&str],
-        &messages,
-        &times,
-        &partitions,
-        &offsets,
-        &parents as &[Option<&str>],
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (row.source_partition, row.source_offset))
-        .collect())
-}
-
-/// Finds the rows that `records` met, each with the place (from 0) of its record: by order and sequence or, where an event has none, by its place in Kafka.
-/// A statement of its own, after the insert: only then does it see what another transaction just committed. Each row is
-/// looked up by itself, which LIMIT 1 keeps from becoming a join: one that compares every record with every row of a topic
-/// without sequences, until the table is analyzed (seen: 11 s instead of 2 ms).
-pub async fn find_saved(
-    connection: &mut Db,
-    topic: &str,
-    records: &[&Received],
-) -> Result<Vec<(usize, Stored)>, sqlx::Error> {
-    let orders: Vec<i64> = records
-        .iter()
-        .map(|record| record.event.order.get())
-        .collect();
-    let sequences: Vec<i32> = records.iter().map(|record| record.event.sequence).collect();
-    let partitions: Vec<i32> = records.iter().map(|record| record.source.0).collect();
-    let offsets: Vec<i64> = records.iter().map(|record| record.source.1).collect();
-    let rows = sqlx::query!(
-        r#"
-        WITH given AS (
-            SELECT order_id, sequence, partition, "offset", place
-            FROM UNNEST($2::bigint[], $3::integer[], $4::integer[], $5::bigint[])
-                WITH ORDINALITY AS given (order_id, sequence, partition, "offset", place)
-        )
-        SELECT given.place AS "place!", m.user_id AS "user_id!", m.status AS "status!", m.message AS "message!",
-               m.created_at AS "created_at!"
-        FROM given
-        CROSS JOIN LATERAL (
-            SELECT m.user_id, m.status, m.message, m.created_at FROM notifications.message AS m
-            WHERE m.order_id = given.order_id AND m.sequence = given.sequence AND m.sequence > 0
-            LIMIT 1) AS m
-        UNION ALL
-        SELECT given.place, m.user_id, m.status, m.message, m.created_at
-        FROM given
-        CROSS JOIN LATERAL (
-            SELECT m.user_id, m.status, m.message, m.created_at FROM notifications.message AS m
-            WHERE m.source_topic = $1 AND m.source_partition = given.partition AND m.source_offset = given."offset"
-              AND m.sequence = 0
-            LIMIT 1) AS m
-        WHERE given.sequence = 0
-        "#,
-        topic,
-        &orders,
-        &sequences,
-        &partitions,
-        &offsets,
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| {
-            let stored = Stored {
-                user: row.user_id,
-                status: row.status,
-                message: row.message,
-                at: row.created_at,
-            };
-            (usize::try_from(row.place - 1).unwrap_or_default(), stored)
-        })
-        .collect())
-}
 
 /// A user's messages of `from <= created_at < until` after a position, in the history's order.
 pub async fn read_history(
@@ -261,7 +128,7 @@ pub async fn list_due(
           AND m.id = (
               SELECT lowest.id FROM notifications.message AS lowest
               WHERE lowest.order_id = m.order_id AND COALESCE(lowest.told_at, lowest.given_up_at) IS NULL
-              ORDER BY lowest.sequence, lowest.id
+              ORDER BY notifications.place(lowest.sequence, lowest.status), lowest.id
               LIMIT 1)
         ORDER BY m.next_attempt_at, m.id
         LIMIT $2

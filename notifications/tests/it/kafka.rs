@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{LazyLock, mpsc},
+    sync::{Arc, LazyLock, mpsc},
     time::Duration,
 };
 
@@ -29,30 +29,37 @@ struct Mock {
     create: mpsc::Sender<Creation>,
 }
 
-static MOCK: LazyLock<Mock> = LazyLock::new(|| {
-    let (create, creations) = mpsc::channel::<Creation>();
-    let (started, start) = mpsc::channel();
-    std::thread::spawn(move || {
-        let cluster = MockCluster::new(1).expect("a mock cluster");
-        started
-            .send(cluster.bootstrap_servers())
-            .expect("the test waits");
-        for (topic, partitions, done) in creations {
-            cluster
-                .create_topic(&topic, partitions, 1)
-                .expect("a topic");
-            done.send(()).expect("the test waits");
+static MOCK: LazyLock<Arc<Mock>> = LazyLock::new(|| Arc::new(Mock::start()));
+
+impl Mock {
+    /// Its thread ends with the last handle.
+    fn start() -> Mock {
+        let (create, creations) = mpsc::channel::<Creation>();
+        let (started, start) = mpsc::channel();
+        std::thread::spawn(move || {
+            let cluster = MockCluster::new(1).expect("a mock cluster");
+            started
+                .send(cluster.bootstrap_servers())
+                .expect("the test waits");
+            for (topic, partitions, done) in creations {
+                cluster
+                    .create_topic(&topic, partitions, 1)
+                    .expect("a topic");
+                done.send(()).expect("the test waits");
+            }
+        });
+        Mock {
+            brokers: start.recv().expect("a broker"),
+            create,
         }
-    });
-    Mock {
-        brokers: start.recv().expect("a broker"),
-        create,
     }
-});
+}
 
 /// Topics and a group of one test.
 #[derive(Clone)]
 pub(crate) struct Kafka {
+    /// `None`: the broker that `KAFKA_BROKERS` names.
+    mock: Option<Arc<Mock>>,
     pub(crate) brokers: String,
     pub(crate) topic: String,
     pub(crate) dead_letter_topic: String,
@@ -63,36 +70,67 @@ pub(crate) struct Kafka {
 impl Kafka {
     pub(crate) async fn new() -> Kafka {
         let name = Uuid::new_v4().simple().to_string();
-        let brokers = std::env::var("KAFKA_BROKERS").unwrap_or_else(|_| MOCK.brokers.clone());
-        let config = client_config(&brokers);
+        let given = std::env::var("KAFKA_BROKERS").ok();
+        let mock = given.is_none().then(|| MOCK.clone());
+        let brokers = given.or(mock.as_ref().map(|mock| mock.brokers.clone()));
+        let brokers = brokers.expect("a broker");
         let kafka = Kafka {
             topic: format!("orders-{name}"),
             dead_letter_topic: format!("orders-{name}.dlq"),
             group: format!("notifications-{name}"),
-            producer: config.create().expect("a producer"),
+            producer: client_config(&brokers).create().expect("a producer"),
+            mock,
             brokers,
         };
-        kafka.create(&kafka.topic, PARTITIONS).await;
-        kafka.create(&kafka.dead_letter_topic, 1).await;
+        kafka.create_topics().await;
         kafka
     }
 
+    /// The same names on a broker that was built anew: empty topics, and nobody has committed anything.
+    pub(crate) async fn rebuilt(&self) -> Kafka {
+        let mut kafka = self.clone();
+        if self.mock.is_some() {
+            let mock = Arc::new(Mock::start());
+            kafka.brokers = mock.brokers.clone();
+            kafka.mock = Some(mock);
+            kafka.producer = client_config(&kafka.brokers).create().expect("a producer");
+        } else {
+            let topics = [self.topic.as_str(), &self.dead_letter_topic];
+            let deleted = self
+                .admin()
+                .delete_topics(&topics, &AdminOptions::new())
+                .await;
+            deleted.expect("an answer");
+        }
+        kafka.create_topics().await;
+        kafka
+    }
+
+    async fn create_topics(&self) {
+        self.create(&self.topic, PARTITIONS).await;
+        self.create(&self.dead_letter_topic, 1).await;
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        client_config(&self.brokers).create().expect("an admin")
+    }
+
     async fn create(&self, topic: &str, partitions: i32) {
-        if std::env::var("KAFKA_BROKERS").is_err() {
+        if let Some(mock) = &self.mock {
             let (done, created) = mpsc::channel();
-            MOCK.create
+            mock.create
                 .send((topic.to_owned(), partitions, done))
                 .expect("the mock runs");
             return created.recv().expect("a topic");
         }
-        let admin: AdminClient<DefaultClientContext> =
-            client_config(&self.brokers).create().expect("an admin");
-        let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
-        let results = admin
-            .create_topics([&topic], &AdminOptions::new())
-            .await
-            .expect("an answer");
-        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        let admin = self.admin();
+        // one that is being deleted is there until it is not
+        crate::test_app::eventually("a topic is made", async || {
+            let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+            let made = admin.create_topics([&topic], &AdminOptions::new()).await;
+            made.expect("an answer").iter().all(Result::is_ok)
+        })
+        .await;
     }
 
     /// Sends as LOMS does: keyed by order, so that an order's events share a partition.
@@ -128,10 +166,7 @@ impl Kafka {
 
     /// The shortest time after which a consumer that was killed is missed: the mock takes any, Kafka none below 6 s.
     pub(crate) fn shortest_session(&self) -> &'static str {
-        match std::env::var("KAFKA_BROKERS") {
-            Ok(_) => "6s",
-            Err(_) => "4s",
-        }
+        if self.mock.is_some() { "4s" } else { "6s" }
     }
 
     /// Sends many at once, in order, and waits for all.

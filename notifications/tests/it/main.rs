@@ -25,6 +25,7 @@ mod dead_letters;
 mod rebalances;
 mod redelivery;
 mod traces;
+mod unsequenced;
 
 /// A database of the test's own and its owner, the user of `config.example.yaml`.
 async fn database() -> sqlx::PgPool {

@@ -22,7 +22,7 @@ const TIMES: usize = 3;
 const POISON: usize = 100;
 
 /// What is no event, or none that can be kept, and the cause that it is to have. What is refused only PostgreSQL finds out;
-/// it comes without a sequence, so that it has no place that another event could take.
+/// it comes without a sequence and with a status of its own, so that it is no event that is known.
 fn poison(number: usize, order: i64) -> (&'static str, String) {
     match number % 5 {
         0 => ("unreadable", r#"{"UserId":7,"OrderID":"#.to_owned()),
@@ -32,7 +32,7 @@ fn poison(number: usize, order: i64) -> (&'static str, String) {
         3 => ("conflict", event(8, order, 1, "new", AT)),
         _ => (
             "refused",
-            format!(r#"{{"UserId":7,"OrderID":{order},"Status":"new","Message":"\u0000"}}"#),
+            format!(r#"{{"UserId":7,"OrderID":{order},"Status":"failed","Message":"\u0000"}}"#),
         ),
     }
 }
