@@ -7,7 +7,7 @@ use platform::{
     client::{Client, Neighbour},
     error::StartError,
     grpc::Guard,
-    http, migrate,
+    http, import, migrate,
     pg::{Database, Pool},
     process,
     readiness::Readiness,
@@ -26,6 +26,7 @@ use crate::{
     clients::{loms::Loms, products::Products},
     config::Config,
     grpc::CartService,
+    import::ORIGINAL,
     purchases::Purchases,
     recovery::Recovery,
     roles::METHODS,
@@ -60,6 +61,7 @@ impl App {
         config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
+        database.expect_settled(&ORIGINAL).await?;
         let pool = database.pool(SERVICE, config.postgres.max_connections);
         // callers cannot take the connections that finishing purchases needs
         let workers = database.pool("checkout-workers", WORKER_CONNECTIONS);
@@ -138,8 +140,9 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
 /// Applies what is missing of the schema, on a database that has been away for at most `wait`.
 ///
 /// # Errors
-/// The database stays away, or a migration fails.
+/// The database stays away, or holds what the system before left; or a migration fails.
 pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    import::refuse_unsettled(&config.postgres, &ORIGINAL, wait).await?;
     // no released file builds an index on a table that is in use
     migrate::migrate(&config.postgres, &MIGRATOR, &[], wait).await
 }

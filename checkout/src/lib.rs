@@ -1,6 +1,7 @@
 //! The map of checkout, a user's cart and the purchase: `grpc` parses and answers; `carts` and `purchases` are what it can
 //! do, `recovery` finishes what purchases left open; `cart` and `purchase` decide without I/O; `store` has the SQL,
-//! `clients` the neighbours; `app` puts it together.
+//! `clients` the neighbours; `import` takes over the carts of the system before;
+//! `app` puts it together.
 
 pub mod app;
 pub mod config;
@@ -9,6 +10,7 @@ pub mod grpc;
 pub mod roles;
 
 pub mod carts;
+pub mod import;
 pub mod purchases;
 pub mod recovery;
 

@@ -4,6 +4,7 @@
 //! row's update) takes nothing after it, so nobody can wait in a circle.
 
 pub mod carts;
+pub(crate) mod import;
 pub mod purchases;
 pub mod recovery;
 

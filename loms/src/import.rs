@@ -118,7 +118,7 @@ impl Import for Orders {
     }
 
     fn report(&self) -> String {
-        format!("{}, {}", self.plan, self.delivery)
+        self.plan.report(&self.delivery)
     }
 
     async fn begin(&self, db: &mut Db) -> anyhow::Result<Option<String>> {

@@ -183,7 +183,7 @@ pub async fn run(
     if args.dry_run {
         let others = source.others().await?.len();
         return Ok(format!(
-            "nothing is changed; {others} other sessions are connected to the source, an import waits for none to be"
+            "nothing is changed; {others} other sessions are connected to the source, and an import refuses while any is"
         ));
     }
     migrate().await?;

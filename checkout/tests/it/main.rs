@@ -8,6 +8,7 @@ mod attacks;
 mod carts;
 mod concurrency;
 mod crashes;
+mod import;
 mod loms_stub;
 mod metrics;
 mod neighbours;

@@ -146,8 +146,23 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
+/// A plan and the id of its delivery.
+struct Report<'a>(&'a Plan, &'a str);
+
+impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write_orders(f)?;
+        self.0.write_stock(f, self.1)
+    }
+}
+
+impl Plan {
+    /// What becomes of what; `delivery` brings all units.
+    pub(crate) fn report(&self, delivery: &str) -> String {
+        Report(self, delivery).to_string()
+    }
+
+    fn write_orders(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let orders: u64 = self.orders.values().sum();
         writeln!(
             f,
@@ -179,13 +194,10 @@ impl fmt::Display for Plan {
             "events: {} count as sent, {} are told",
             self.steps - self.decided,
             self.decided
-        )?;
-        self.write_stock(f)
+        )
     }
-}
 
-impl Plan {
-    fn write_stock(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn write_stock(&self, f: &mut fmt::Formatter<'_>, delivery: &str) -> fmt::Result {
         let on_sale: i64 = self.stock.iter().map(|row| row.on_sale).sum();
         let before: i64 = self.sold_before.values().sum();
         let deficit: i64 = self.deficits().map(|row| row.deficit).sum();
@@ -208,7 +220,7 @@ impl Plan {
         )?;
         write!(
             f,
-            "  received: {} units, as one delivery",
+            "  received: {} units, by the delivery {delivery}",
             on_sale + self.reserved + self.sold
         )?;
         let rows = self.deficits().count();
@@ -265,7 +277,7 @@ mod tests {
             .map(|row| (row.sku.get(), row.on_sale, row.deficit))
             .collect();
         assert_eq!(stock, [(7, 0, 2), (8, 3, 0), (9, 2, 0)]);
-        let report = plan.to_string();
+        let report = plan.report("import:shop");
         assert!(report.contains("SKU 7 in warehouse 1: 2 units"), "{report}");
         assert!(report.contains("received: 5 units"), "{report}");
         // what nothing was ever received of is no line of a delivery
