@@ -5,7 +5,7 @@ use std::{future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use platform::{
     error::StartError,
     grpc::Guard,
-    http, migrate,
+    http, import, migrate,
     pg::{Database, Pool},
     process,
     readiness::Readiness,
@@ -22,8 +22,8 @@ use tokio::sync::Notify;
 use tonic::codec::CompressionEncoding;
 
 use crate::{
-    config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, inbox::Inbox,
-    roles::METHODS, store::online::ONLINE,
+    config::Config, dead_letters::DeadLetters, delivery::Delivery, grpc::Service, import::ORIGINAL,
+    inbox::Inbox, roles::METHODS, store::online::ONLINE,
 };
 
 /// The name that ports, metrics and traces know it by.
@@ -50,6 +50,7 @@ impl App {
         config.check()?;
         let server = Server::bind(SERVICE, &config.common()).await?;
         let database = Database::new(SERVICE, &config.postgres, &MIGRATOR)?;
+        database.expect_settled(&ORIGINAL).await?;
         let pool = database.pool(SERVICE, config.postgres.max_connections);
         // callers cannot take the connections that saving and telling need
         let saving = database.pool("notifications-inbox", 1);
@@ -130,6 +131,7 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
 
 /// Applies what is missing of the schema, on a database that has been away for at most `wait`.
 pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
+    import::refuse_unsettled(&config.postgres, &ORIGINAL, wait).await?;
     migrate::migrate(&config.postgres, &MIGRATOR, &ONLINE, wait).await
 }
 

@@ -1,12 +1,13 @@
-//! `notifications serve|migrate|dead-letters list|dead-letters replay`.
+//! `notifications serve|migrate|import|dead-letters list|dead-letters replay`.
 
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use notifications::{app, config::Config, replay};
+use notifications::{app, config::Config, import::import, replay};
 use platform::{
     command::WaitArgs,
     config::load,
+    import::ImportArgs,
     process::{ConfigArgs, ServeArgs},
 };
 
@@ -26,6 +27,8 @@ enum Command {
     Serve(ServeArgs),
     /// Bring the database's schema up to date, while the service works on it
     Migrate(WaitArgs),
+    /// Take over the messages of the system before, from its table in `public`
+    Import(ImportArgs),
     /// What could not be saved
     DeadLetters {
         #[command(subcommand)]
@@ -63,6 +66,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(args) => app::serve(config, args.stop_on_stdin_close).await?,
         Command::Migrate(WaitArgs { wait }) => app::migrate(&config, wait).await?,
+        Command::Import(args) => println!("{}", import(&config, &args).await?),
         Command::DeadLetters { command } => match command {
             DeadLettersCommand::List(args) => list(&config, &args).await?,
             DeadLettersCommand::Replay { limit } => {

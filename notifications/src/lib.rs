@@ -3,7 +3,7 @@
 //! In: `inbox` (with `assignment`) polls, `hand` is what it has read, `saving` writes what is not `known`, `dead_letters` takes
 //! what cannot be saved (`letter` is what one says), `replay` puts it back.
 //! Out: `delivery` sends what is untold on its way (`flights`) through `telegram`, `verdict` says what came of it.
-//! Asked: `grpc` -> `history`. All SQL is in `store`.
+//! Asked: `grpc` -> `history`. `import` takes over the messages of the system before. All SQL is in `store`.
 //! What an event is and what people read of it: `event`, `message`.
 
 pub mod app;
@@ -17,6 +17,7 @@ pub mod flights;
 pub mod grpc;
 mod hand;
 pub mod history;
+pub mod import;
 pub mod inbox;
 pub mod known;
 pub mod letter;

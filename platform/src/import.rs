@@ -5,7 +5,7 @@
 mod source;
 mod state;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io::IsTerminal as _, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -170,6 +170,14 @@ pub async fn run(
     };
     command::wait_for_database(&from, "import", Access::Read, args.wait.wait).await?;
     let mut source = Source::open(&from, original, args).await?;
+    // before all is read: whatever changes after this is noticed
+    let figures = match args.dry_run {
+        true => String::new(),
+        false => {
+            source.alone().await?;
+            source.figures(original).await?
+        }
+    };
     plan(&mut import, &mut source).await?;
     let report = format!("from database {}\n{}", source.name(), import.report());
     let refused = import.refused();
@@ -195,11 +203,14 @@ pub async fn run(
     if !alone {
         return Err(StartError::new("another import is at work", "wait for it").into());
     }
-    let done = carry(&import, original, &mut source, &mut target).await?;
-    Ok(match done {
-        Carried::Now => format!("{report}\nimported"),
-        Carried::Before => "it had been imported before: nothing changed".to_owned(),
-    })
+    let begun = begin(&import, original, (&mut source, &figures), &mut target).await?;
+    let Begun::At(after) = begun else {
+        return Ok("it had been imported before: nothing changed".to_owned());
+    };
+    // before it takes minutes
+    println!("{report}");
+    carry(&import, original, (&mut source, after), &mut target).await?;
+    Ok("imported".to_owned())
 }
 
 async fn decline(config: &PostgresConfig, service: &str) -> anyhow::Result<String> {
@@ -221,34 +232,53 @@ async fn plan<I: Import>(import: &mut I, source: &mut Source) -> anyhow::Result<
     import.read_rest(source).await
 }
 
-enum Carried {
-    Now,
-    Before,
+enum Begun {
+    /// What is left are ids above this.
+    At(Option<i64>),
+    /// All was written before.
+    Done,
+}
+
+/// Writes the first transaction, unless a run before has.
+async fn begin<I: Import>(
+    import: &I,
+    original: &Original,
+    (source, figures): (&mut Source, &str),
+    target: &mut Db,
+) -> anyhow::Result<Begun> {
+    let service = original.service;
+    source.alone().await?;
+    if let Some(row) = state::read(target, service).await?
+        && !row.is_declined()
+    {
+        unchanged(&row, source, figures, service)?;
+        return Ok(match row.is_done() {
+            true => Begun::Done,
+            false => Begun::At(row.through),
+        });
+    }
+    let mut tx = target.begin().await?;
+    source::unbounded(&mut tx).await?;
+    if let Some(there) = import.begin(&mut tx).await? {
+        let what = format!("schema {service} is in use: {there}");
+        return Err(StartError::new(what, "import into a schema that holds nothing").into());
+    }
+    state::begin(&mut tx, service, source.name(), figures).await?;
+    import.pass(Moment::Writing);
+    tx.commit().await?;
+    import.pass(Moment::Written);
+    Ok(Begun::At(None))
 }
 
 /// Writes the slices that are not written yet.
 async fn carry<I: Import>(
     import: &I,
     original: &Original,
-    source: &mut Source,
+    (source, mut after): (&mut Source, Option<i64>),
     target: &mut Db,
-) -> anyhow::Result<Carried> {
+) -> anyhow::Result<()> {
     let service = original.service;
-    source.alone().await?;
-    let figures = source.figures(original).await?;
-    let mut after = match state::read(target, service).await? {
-        Some(row) if row.is_running() || row.is_done() => {
-            unchanged(&row, source, &figures, service)?;
-            if row.is_done() {
-                return Ok(Carried::Before);
-            }
-            row.through
-        }
-        _ => {
-            begin(import, service, source, target, &figures).await?;
-            None
-        }
-    };
+    let watched = std::io::stderr().is_terminal();
     while let Some(batch) = import.read(source, after).await? {
         source.alone().await?;
         let last = import.last(&batch);
@@ -259,7 +289,9 @@ async fn carry<I: Import>(
         import.pass(Moment::Writing);
         tx.commit().await?;
         import.pass(Moment::Written);
-        tracing::info!(import.through = last, "a slice is imported");
+        if watched {
+            eprintln!("imported up to {last}");
+        }
         after = Some(last);
     }
     source.alone().await?;
@@ -271,26 +303,6 @@ async fn carry<I: Import>(
     source::unbounded(&mut tx).await?;
     import.finish(&mut tx).await?;
     state::end(&mut tx, service).await?;
-    import.pass(Moment::Writing);
-    tx.commit().await?;
-    import.pass(Moment::Written);
-    Ok(Carried::Now)
-}
-
-async fn begin<I: Import>(
-    import: &I,
-    service: &str,
-    source: &Source,
-    target: &mut Db,
-    figures: &str,
-) -> anyhow::Result<()> {
-    let mut tx = target.begin().await?;
-    source::unbounded(&mut tx).await?;
-    if let Some(there) = import.begin(&mut tx).await? {
-        let what = format!("schema {service} is in use: {there}");
-        return Err(StartError::new(what, "import into a schema that holds nothing").into());
-    }
-    state::begin(&mut tx, service, source.name(), figures).await?;
     import.pass(Moment::Writing);
     tx.commit().await?;
     import.pass(Moment::Written);

@@ -15,6 +15,7 @@ mod test_app;
 mod delivery;
 mod flights;
 mod history;
+mod import;
 mod inbox;
 mod outages;
 mod process;

@@ -137,8 +137,8 @@ impl Found {
 }
 
 impl Row {
-    pub(super) fn is_running(&self) -> bool {
-        self.state == RUNNING
+    pub(super) fn is_declined(&self) -> bool {
+        self.state == DECLINED
     }
 
     pub(super) fn is_done(&self) -> bool {
