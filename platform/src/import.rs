@@ -257,6 +257,10 @@ async fn begin<I: Import>(
             false => Begun::At(row.through),
         });
     }
+    if state::count_at_work(target, service).await? > 0 {
+        let what = format!("{service} is at work on the schema {service}");
+        return Err(StartError::new(what, "stop all of its processes, then import again").into());
+    }
     let mut tx = target.begin().await?;
     source::unbounded(&mut tx).await?;
     if let Some(there) = import.begin(&mut tx).await? {

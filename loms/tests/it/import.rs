@@ -43,6 +43,11 @@ async fn assert_audited(pool: &PgPool) {
     assert_eq!(audit.0, Some(0), "{audit:?}");
 }
 
+async fn migrate(pool: &PgPool) {
+    let (code, _, error) = said(&run(&config(pool), &["migrate"]).await);
+    assert_eq!(code, Some(0), "{error}");
+}
+
 /// Refused with 64, on one line that has `needle`.
 #[track_caller]
 fn refused((code, printed, error): &(Option<i32>, String, String), needle: &str) {
@@ -143,6 +148,11 @@ async fn from_another_database() {
     let seed = seed();
     load(&source, seed, ORDERS).await;
     let url = testkit::url(&source);
+    // a service that has begun has drawn numbers
+    migrate(&pool).await;
+    let app = TestApp::start(&pool, json!({})).await;
+    refused(&import(&pool, &["--from", &url]).await, "loms is at work");
+    app.stop().await.unwrap();
     let (code, _, error) = import(&pool, &["--from", &url]).await;
     assert_eq!((code, error.as_str()), (Some(0), ""));
     assert_audited(&pool).await;
@@ -151,8 +161,7 @@ async fn from_another_database() {
     assert_eq!(own.0, Some(0), "{own:?}");
     assert_same(&written(&pool).await, &written(&source).await);
     // its own database has nothing to import
-    let (code, _, _) = said(&run(&config(&pool), &["migrate"]).await);
-    assert_eq!(code, Some(0));
+    migrate(&pool).await;
     let nothing = import(&testkit::empty_database("loms").await, &[]).await;
     refused(&nothing, "public.user_order is not there");
 }
@@ -185,8 +194,7 @@ async fn what_is_declined_stays_where_it_is() {
         assert_eq!(code, Some(0));
         assert!(printed.contains("declined"), "{printed}");
     }
-    let (code, _, error) = said(&run(&config(&pool), &["migrate"]).await);
-    assert_eq!(code, Some(0), "{error}");
+    migrate(&pool).await;
     let app = TestApp::start(&pool, json!({})).await;
     app.receive("d", &[(1, 7, 5)]).await.unwrap();
     assert_eq!(app.create(1, &[(7, 1)]).await.order_id, 1);
@@ -206,8 +214,7 @@ async fn tables_of_others_and_empty_ones_are_in_nobodys_way() {
     )
     .await;
     oracle::run(&pool, "INSERT INTO public.stock VALUES (1, 1, 1, 1)").await;
-    let (code, _, error) = said(&run(&config(&pool), &["migrate"]).await);
-    assert_eq!(code, Some(0), "{error}");
+    migrate(&pool).await;
     refused(&import(&pool, &[]).await, "public.");
     oracle::run(&pool, "DROP TABLE public.stock").await;
     tables(&pool).await;

@@ -25,10 +25,12 @@ const LOAD: &str = "
     FROM generate_series(1, 300) AS i, unnest(ARRAY['new', 'awaiting payment', 'payed']) WITH ORDINALITY AS s (status, nth);
     INSERT INTO public.message (user_id, order_id, status, message, created_date)
     SELECT user_id, order_id, status, message, created_date + interval '1 day' FROM public.message WHERE order_id <= 60 ORDER BY id;
-    INSERT INTO public.message (user_id, order_id, status, message) VALUES (0, 1, 'new', 'order is created');
+    INSERT INTO public.message (user_id, order_id, status, message, created_date)
+    SELECT user_id, order_id, status::public.order_status, 'order is created', timestamp '2023-06-05 12:00'
+    FROM (VALUES (0, 1, 'new'), (9, 500, 'new'), (9, 500, 'awaiting payment')) AS few (user_id, order_id, status);
     SELECT setval('public.message_id_seq', 2000)";
 /// Those that are taken over.
-const MESSAGES: i64 = 900 + 180;
+const MESSAGES: i64 = 900 + 180 + 2;
 
 async fn load(pool: &PgPool) {
     sqlx::raw_sql(LOAD).execute(pool).await.expect("a load");
@@ -103,7 +105,7 @@ async fn what_was_told_is_in_the_history_and_not_told_again() {
     let (code, planned, _) = import(&pool, &kafka, &["--dry-run"]).await;
     assert_eq!(code, Some(0), "{planned}");
     assert!(
-        planned.contains("messages: 1080, told already"),
+        planned.contains("messages: 1082, told already"),
         "{planned}"
     );
     assert!(
@@ -120,7 +122,7 @@ async fn what_was_told_is_in_the_history_and_not_told_again() {
         WHERE (m.user_id, m.order_id, m.status, m.message, m.created_at, m.told_at)
               IS DISTINCT FROM (p.user_id, p.order_id, p.status::text, rtrim(p.message), p.created_date AT TIME ZONE 'UTC',
                                 p.created_date AT TIME ZONE 'UTC')
-           OR m.superseded IS DISTINCT FROM (p.created_date >= '2023-06-02 12:00')";
+           OR m.superseded IS DISTINCT FROM (p.created_date BETWEEN '2023-06-02 12:00' AND '2023-06-03')";
     assert_eq!(count(&pool, differences).await, 0);
     let before = written(&pool).await;
     let (code, printed, _) = import(&pool, &kafka, &[]).await;
@@ -141,21 +143,30 @@ async fn what_was_told_is_in_the_history_and_not_told_again() {
     let at = "2026-03-01T10:00:00Z";
     kafka.send(7, &event(8, 7, 3, "payed", at)).await;
     kafka.send(1007, &event(8, 1007, 1, "new", at)).await;
+    // what an import of LOMS decides has no time
+    let decided = r#"{"UserId":9,"OrderID":500,"Status":"failed","Message":"no","Sequence":2}"#;
+    kafka.send(500, decided).await;
     let app = TestApp::start(&pool, &kafka, changes).await;
-    eventually("what is new is told", async || telegram.count() == 1).await;
-    assert!(telegram.texts()[0].contains("Order 1007 of user 8"));
+    eventually("what is new is told", async || telegram.count() == 2).await;
+    let told = telegram.texts().join(" ");
+    for told_once in [
+        "Order 1007 of user 8 is new",
+        "Order 500 of user 9 is failed",
+    ] {
+        assert!(told.contains(told_once), "{told}");
+    }
     assert_eq!(
         app.count("told_at IS NULL AND given_up_at IS NULL").await,
         0
     );
     assert_eq!(app.count("order_id = 7 AND id <= 2000").await, 6);
-    assert_eq!(app.count("id > 2000").await, 1);
+    assert_eq!(app.count("id > 2000").await, 2);
     let of_order_7: Vec<_> = app.statuses(8).await;
     let of_order_7: Vec<_> = of_order_7.iter().filter(|(order, _)| *order == 7).collect();
     assert_eq!(of_order_7[0].1, "new");
     assert!(kafka.dead_letters(0).is_empty());
     app.finish().await;
-    assert_eq!(telegram.count(), 1);
+    assert_eq!(telegram.count(), 2);
 }
 
 #[tokio::test]

@@ -159,6 +159,17 @@ pub(super) async fn read(db: &mut Db, service: &str) -> sqlx::Result<Option<Row>
     }))
 }
 
+/// Sessions of the service itself: it would go on with numbers that it has drawn.
+pub(super) async fn count_at_work(db: &mut Db, service: &str) -> sqlx::Result<i64> {
+    sqlx::query_scalar(
+        "SELECT count(*) FROM pg_catalog.pg_stat_activity
+         WHERE datname = current_database() AND (application_name = $1 OR application_name LIKE $1 || '-%')",
+    )
+    .bind(service)
+    .fetch_one(db)
+    .await
+}
+
 /// The import begins: in the transaction of its first slice.
 pub(super) async fn begin(
     db: &mut Db,
