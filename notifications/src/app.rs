@@ -41,7 +41,8 @@ pub struct App {
     readiness: Readiness,
     inbox: Inbox,
     delivery: Delivery,
-    pools: [Pool; 3],
+    dead_letters: DeadLetters,
+    pools: [Pool; 4],
 }
 
 impl App {
@@ -55,10 +56,12 @@ impl App {
         // callers cannot take the connections that saving and telling need
         let saving = database.pool("notifications-inbox", 1);
         let telling = database.pool("notifications-delivery", 1);
+        let moving = database.pool("notifications-dead-letters", 1);
         let saved = Arc::new(Notify::new());
         let dead_letters = DeadLetters::new(
             &config.brokers,
             &config.kafka,
+            &config.dead_letters,
             config.inbox.dead_letter_timeout,
         )?;
         let inbox = Inbox::new(
@@ -72,10 +75,11 @@ impl App {
         Ok(App {
             server,
             doors: doors(&config, pool.clone()),
-            readiness: readiness(&config, database, dead_letters),
+            readiness: readiness(&config, database, dead_letters.clone()),
             inbox,
             delivery: Delivery::new(&config, telling.clone(), saved)?,
-            pools: [pool, saving, telling],
+            dead_letters,
+            pools: [pool, saving, telling, moving],
         })
     }
 
@@ -99,6 +103,9 @@ impl App {
         let tasks = Tasks::new();
         tasks.worker("inbox", self.inbox.run(tasks.stopping()));
         tasks.worker("delivery", self.delivery.run(tasks.stopping()));
+        let [_, _, _, moving] = &self.pools;
+        let moving = self.dead_letters.run(moving.clone(), tasks.stopping());
+        tasks.worker("dead letters", moving);
         let ended = self
             .server
             .run(self.doors, self.readiness, tasks, shutdown)

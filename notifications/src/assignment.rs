@@ -27,6 +27,7 @@ static REBALANCES: StateLog = StateLog::new("rebalance failed", "partitions are 
 pub(crate) fn show_metrics() {
     LazyLock::force(&LAG);
     LazyLock::force(&PARTITIONS);
+    LazyLock::force(&HELD);
 }
 
 static LAG: LazyLock<IntGaugeVec> = LazyLock::new(|| {
@@ -42,12 +43,22 @@ static PARTITIONS: LazyLock<IntGauge> = LazyLock::new(|| {
     registered(IntGauge::new("notifications_consumer_partitions", help))
 });
 
+static HELD: LazyLock<IntGauge> = LazyLock::new(|| {
+    let help = "Partitions that wait for room for their dead letters.";
+    registered(IntGauge::new(
+        "notifications_consumer_partitions_held",
+        help,
+    ))
+});
+
 /// The partitions of one consumer.
 #[derive(Default)]
 pub struct Assignment {
     owned: Mutex<BTreeSet<i32>>,
     lost: Mutex<Vec<i32>>,
     paused: AtomicBool,
+    /// Paused by themselves.
+    held: Mutex<BTreeSet<i32>>,
 }
 
 impl Assignment {
@@ -104,10 +115,37 @@ impl Assignment {
         consumer.pause(&consumer.assignment()?)
     }
 
-    /// Lets everything in again.
+    /// Lets in again what is not held.
     pub fn resume(&self, consumer: &impl Consumer<Assignment>) -> KafkaResult<()> {
         self.paused.store(false, Ordering::SeqCst);
-        consumer.resume(&consumer.assignment()?)
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = consumer.assignment()?;
+        consumer.resume(&some(&free, |partition| !held.contains(&partition)))
+    }
+
+    /// Stops what comes in from these partitions, and lets in what was held before and is not now.
+    ///
+    /// # Errors
+    /// librdkafka's; what was held stays held.
+    pub fn hold(
+        &self,
+        consumer: &impl Consumer<Assignment>,
+        partitions: BTreeSet<i32>,
+    ) -> KafkaResult<()> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if *held == partitions {
+            return Ok(());
+        }
+        let ours = consumer.assignment()?;
+        consumer.pause(&some(&ours, |partition| partitions.contains(&partition)))?;
+        // while everything is paused, the end of that lets them in
+        if !self.paused.load(Ordering::SeqCst) {
+            let freed = |partition| held.contains(&partition) && !partitions.contains(&partition);
+            consumer.resume(&some(&ours, freed))?;
+        }
+        HELD.set(partitions.len() as i64);
+        *held = partitions;
+        Ok(())
     }
 }
 
@@ -126,6 +164,11 @@ impl ConsumerContext for Assignment {
             }
             PARTITIONS.set(owned.len() as i64);
             drop(owned);
+            // whoever has it next finds out by itself
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.retain(|partition| !ids.contains(partition));
+            HELD.set(held.len() as i64);
+            drop(held);
             self.lost
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -165,6 +208,16 @@ impl ConsumerContext for Assignment {
             Err(error) => OFFSETS.failed(&error),
         }
     }
+}
+
+fn some(partitions: &TopicPartitionList, wanted: impl Fn(i32) -> bool) -> TopicPartitionList {
+    let mut some = TopicPartitionList::new();
+    for element in partitions.elements() {
+        if wanted(element.partition()) {
+            some.add_partition(element.topic(), element.partition());
+        }
+    }
+    some
 }
 
 fn ids(partitions: &TopicPartitionList) -> Vec<i32> {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use notifications::{app, config::Config, import::import, replay};
+use notifications::{app, config::Config, import::import, listing, replay};
 use platform::{
     command::WaitArgs,
     config::load,
@@ -79,7 +79,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(config: &Config, args: &ListArgs) -> anyhow::Result<()> {
-    let listing = replay::list(config, args.all, args.limit).await?;
+    let listing = listing::list(config, args.all, args.limit).await?;
+    if let Some(why) = &listing.without_topic {
+        eprintln!("notifications: only letters with rows are shown: {why}");
+    }
     for letter in &listing.letters {
         if args.json {
             println!("{}", serde_json::to_string(letter)?);

@@ -46,6 +46,9 @@ pub struct Config {
     /// How events are taken in.
     #[serde(default)]
     pub inbox: InboxConfig,
+    /// How what cannot be saved is kept.
+    #[serde(default)]
+    pub dead_letters: DeadLettersConfig,
     /// Whom to tell; empty: the log.
     #[serde(default)]
     pub telegram: TelegramConfig,
@@ -87,7 +90,7 @@ pub struct InboxConfig {
     /// The longest wait: how long a database that is back goes unnoticed.
     #[serde(with = "humantime_serde")]
     pub longest_backoff: Duration,
-    /// How long the broker may take to acknowledge a dead letter before its batch is tried again.
+    /// How long the broker may take to acknowledge a dead letter before it is tried again.
     #[serde(with = "humantime_serde")]
     pub dead_letter_timeout: Duration,
 }
@@ -99,6 +102,34 @@ impl Default for InboxConfig {
             backoff: Duration::from_millis(100),
             longest_backoff: Duration::from_secs(5),
             dead_letter_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// How what cannot be saved is kept until the dead-letter topic has it, and a while longer.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadLettersConfig {
+    /// How long the worker that moves them sleeps; a letter kept by this process wakes it at once.
+    #[serde(with = "humantime_serde")]
+    pub poll: Duration,
+    /// How long a row is kept after the topic has its letter: a week to notice that the topic lost it.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// Letters that may wait to be moved; one more pauses its partition. With ten thousands of them it is no longer
+    /// single events that are wrong.
+    pub max_rows: i64,
+    /// Their bytes: the table must not fill the disk that the messages need.
+    pub max_bytes: i64,
+}
+
+impl Default for DeadLettersConfig {
+    fn default() -> Self {
+        DeadLettersConfig {
+            poll: Duration::from_secs(5),
+            keep: Duration::from_secs(7 * 24 * 60 * 60),
+            max_rows: 100_000,
+            max_bytes: 1024 * 1024 * 1024,
         }
     }
 }
@@ -175,20 +206,35 @@ impl Config {
     /// The first setting that cannot be as it is.
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let (inbox, delivery) = (&self.inbox, &self.delivery);
+        let dead_letters = &self.dead_letters;
         bounds::waits(&[
             ("kafka.session_timeout", self.kafka.session_timeout),
             ("inbox.backoff", inbox.backoff),
             ("inbox.longest_backoff", inbox.longest_backoff),
             ("inbox.dead_letter_timeout", inbox.dead_letter_timeout),
+            ("dead_letters.poll", dead_letters.poll),
             ("telegram.timeout", self.telegram.timeout),
             ("delivery.poll", delivery.poll),
             ("delivery.backoff", delivery.backoff),
             ("delivery.longest_backoff", delivery.longest_backoff),
             ("delivery.lease", delivery.lease),
         ])?;
-        bounds::periods(&[("delivery.give_up_after", delivery.give_up_after)])?;
+        bounds::periods(&[
+            ("delivery.give_up_after", delivery.give_up_after),
+            ("dead_letters.keep", dead_letters.keep),
+        ])?;
         bounds::counts(&[
             ("inbox.batch", inbox.batch as u64, 100_000),
+            (
+                "dead_letters.max_rows",
+                u64::try_from(dead_letters.max_rows).unwrap_or_default(),
+                10_000_000,
+            ),
+            (
+                "dead_letters.max_bytes",
+                u64::try_from(dead_letters.max_bytes).unwrap_or_default(),
+                1 << 40,
+            ),
             ("delivery.in_flight", delivery.in_flight.into(), 10_000),
             (
                 "delivery.max_attempts",
@@ -248,6 +294,7 @@ mod tests {
                     &config.http.listen.port(),
                     &config.kafka,
                     &config.inbox,
+                    &config.dead_letters,
                     &config.delivery
                 )
             ) + &format!(

@@ -1,6 +1,6 @@
 //! What the inbox has read and not committed yet, until each event of it is saved or dead-lettered, or its partition is gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use platform::kafka;
 use rdkafka::{
@@ -49,6 +49,24 @@ impl Hand {
                 self.letters.push(letter);
             }
         }
+    }
+
+    /// The partitions whose letters are not kept yet.
+    pub(crate) fn partitions_of_letters(&self) -> BTreeSet<i32> {
+        self.letters
+            .iter()
+            .map(|letter| letter.record.partition())
+            .collect()
+    }
+
+    /// What may be committed: of a partition all that was read, or nothing as long as a letter of it is not kept.
+    pub(crate) fn take_next(&mut self) -> BTreeMap<i32, i64> {
+        let held = self.partitions_of_letters();
+        let (left, next) = std::mem::take(&mut self.next)
+            .into_iter()
+            .partition(|(partition, _)| held.contains(partition));
+        self.next = left;
+        next
     }
 
     /// Abandons what came from partitions that are no longer ours: whoever has them now reads it from the last commit.

@@ -26,7 +26,7 @@ use tracing::Instrument as _;
 use crate::{
     assignment::{self, Assignment, OFFSETS},
     config::InboxConfig,
-    dead_letters::DeadLetters,
+    dead_letters::{DeadLetters, Room},
     event::Received,
     hand::Hand,
     letter::{Cause, Letter},
@@ -39,6 +39,10 @@ const LAG_INTERVAL: Duration = Duration::from_secs(5);
 const BROKER_BOUND: Duration = Duration::from_secs(1);
 
 static SETTLING: StateLog = StateLog::new("batch not settled", "batches are settled again");
+static FULL: StateLog = StateLog::new(
+    "too many dead letters wait for their topic, partitions are paused",
+    "dead letters are kept again",
+);
 static KAFKA: StateLog = StateLog::new(
     "kafka does not answer as it should",
     "kafka answers as it should",
@@ -136,10 +140,18 @@ impl Inbox {
     }
 
     /// Waits for a record, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
+    /// Letters that there was no room for do not wait for a record.
     async fn fill(&mut self, hand: &mut Hand) -> KafkaResult<()> {
-        let polled = self.consumer.recv().await;
+        let patience = if hand.letters.is_empty() {
+            Duration::MAX
+        } else {
+            self.config.longest_backoff
+        };
+        let Ok(polled) = tokio::time::timeout(patience, self.consumer.recv()).await else {
+            return Ok(());
+        };
         take(&self.consumer, hand, polled)?;
-        while hand.len() < self.config.batch {
+        for _ in 1..self.config.batch {
             let Some(polled) = self.consumer.recv().now_or_never() else {
                 break;
             };
@@ -148,7 +160,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// Tries until the hand is empty. No failure of the database or the broker is a reason to skip an event.
+    /// Tries until the hand is empty, but for letters that there is no room for. No failure of the database or the broker is
+    /// a reason to skip an event.
     async fn settle(&mut self, hand: &mut Hand, stopping: &CancellationToken) -> KafkaResult<()> {
         let mut waits = ExponentialBuilder::default()
             .with_min_delay(self.config.backoff)
@@ -201,7 +214,7 @@ impl Inbox {
         async {
             self.save(hand).await?;
             fail_point!("events-saved", |_| std::process::abort());
-            self.dead_letters.send(&mut hand.letters).await?;
+            self.keep(hand).await?;
             fail_point!("offsets-committing", |_| std::process::abort());
             self.commit(hand);
             Ok(())
@@ -256,10 +269,35 @@ impl Inbox {
         }
     }
 
+    /// Keeps what cannot be saved. Without room for it its partition waits, and no other does.
+    async fn keep(&self, hand: &mut Hand) -> anyhow::Result<()> {
+        let (consumer, context) = (&*self.consumer, self.consumer.context());
+        if !hand.letters.is_empty() {
+            let asked = self.consumer.clone();
+            // librdkafka knows it from its first answer of a broker, and asks again only if that had none
+            let cluster =
+                tokio::task::spawn_blocking(move || asked.client().fetch_cluster_id(BROKER_BOUND));
+            let cluster = cluster.await?.unwrap_or_default();
+            let letters = &mut hand.letters;
+            match self
+                .dead_letters
+                .keep(&self.pool, &cluster, letters)
+                .await?
+            {
+                Room::Enough => FULL.works(),
+                Room::Full => {
+                    FULL.failed(&"raise dead_letters.max_rows or max_bytes, or mend the topic")
+                }
+            }
+        }
+        context.hold(consumer, hand.partitions_of_letters())?;
+        Ok(())
+    }
+
     /// Not waited for: a commit that fails or is lost costs a second reading, which is recognised.
     fn commit(&self, hand: &mut Hand) {
         let mut offsets = TopicPartitionList::new();
-        for (partition, next) in std::mem::take(&mut hand.next) {
+        for (partition, next) in hand.take_next() {
             // cannot fail: the offset is one that Kafka gave
             let _ = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next));
         }

@@ -1,4 +1,11 @@
-//! What a dead letter says: the record as it was read, and in the headers where that was, what was wrong, and when.
+//! What a dead letter says: the record as it was read, where that was, what was wrong, and when; in a row as columns, in the
+//! topic as headers.
+
+pub mod headers;
+mod shown;
+pub(crate) mod topic;
+
+pub use self::shown::DeadLetter;
 
 use std::fmt;
 
@@ -7,6 +14,7 @@ use rdkafka::{
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage, ToBytes},
 };
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Header: the topic it was read from.
@@ -17,6 +25,10 @@ pub const ORIGIN_PARTITION: &str = "origin.partition";
 pub const ORIGIN_OFFSET: &str = "origin.offset";
 /// Header: its timestamp there, milliseconds since 1970.
 pub const ORIGIN_TIMESTAMP: &str = "origin.timestamp";
+/// Header: the id of the cluster where it was read.
+pub const ORIGIN_CLUSTER: &str = "origin.cluster";
+/// Header: the SHA-256 of its value, in hexadecimal; of nothing where it has none.
+pub const ORIGIN_SHA256: &str = "origin.sha256";
 /// Header: [`Cause`] in a word.
 pub const CAUSE: &str = "dead_letter.cause";
 /// Header: what was wrong, for a person.
@@ -27,7 +39,9 @@ pub const TIME: &str = "dead_letter.time";
 pub const OMITTED: &str = "dead_letter.omitted";
 
 /// All of them: what is put back goes without.
-const OURS: [&str; 8] = [
+const OURS: [&str; 10] = [
+    ORIGIN_CLUSTER,
+    ORIGIN_SHA256,
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,
     ORIGIN_OFFSET,
@@ -38,10 +52,10 @@ const OURS: [&str; 8] = [
     OMITTED,
 ];
 
+/// The time of a record that has none.
+pub const NO_TIME: i64 = -1;
 /// How much of an error a header holds.
 const ERROR_CHARS: usize = 500;
-/// How much of a value a person is shown.
-const SHOWN_CHARS: usize = 300;
 
 /// Why a record is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +93,21 @@ pub enum Kept {
     Nothing,
 }
 
-/// A record on its way to the dead-letter topic.
+/// Which record a letter is about, wherever the letter lies: place and time alone are not enough, a topic that was made anew
+/// has other records there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The id of its cluster; empty for a letter of the release before, which did not say.
+    pub cluster: String,
+    /// Where it was read.
+    pub place: Place,
+    /// Its time there, milliseconds since 1970; -1: it has none.
+    pub millis: i64,
+    /// Of its value.
+    pub sha256: [u8; 32],
+}
+
+/// A record that cannot be saved, and is not kept yet.
 pub struct Letter {
     /// As it was read.
     pub record: OwnedMessage,
@@ -90,9 +118,11 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// A letter about `record`. The error may quote it, and a quotation of any length would not fit beside it.
+    /// A letter about `record`. The error may quote it: cut, for a quotation of any length would not fit beside it, and
+    /// without control characters, of which PostgreSQL takes no NUL.
     pub fn new(record: OwnedMessage, cause: Cause, error: &str) -> Letter {
-        let error = error.chars().take(ERROR_CHARS).collect();
+        let printed = |c: char| if c.is_control() { ' ' } else { c };
+        let error = error.chars().take(ERROR_CHARS).map(printed).collect();
         Letter {
             record,
             cause,
@@ -100,32 +130,101 @@ impl Letter {
         }
     }
 
+    /// Which record of that cluster it is about.
+    pub fn identity(&self, cluster: &str) -> Identity {
+        Identity {
+            cluster: cluster.to_owned(),
+            place: Place::of(&self.record),
+            millis: self.record.timestamp().to_millis().unwrap_or(NO_TIME),
+            sha256: hash(self.value()),
+        }
+    }
+
+    /// Of the record.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.record.key()
+    }
+
+    /// Of the record.
+    pub fn value(&self) -> Option<&[u8]> {
+        self.record.payload()
+    }
+
+    /// Of the record, as bytes.
+    pub fn headers(&self) -> Vec<u8> {
+        headers::encode(self.record.headers())
+    }
+
+    /// Bytes of what is kept of the record.
+    pub fn size(&self) -> i64 {
+        let parts = [self.key(), self.value()].map(|part| part.map_or(0, <[u8]>::len));
+        i64::try_from(parts[0] + parts[1] + self.headers().len()).unwrap_or(i64::MAX)
+    }
+}
+
+/// A letter as it is kept in its row.
+#[derive(Clone, Debug)]
+pub struct KeptLetter {
+    /// Its row.
+    pub id: i64,
+    /// Which record it is about.
+    pub identity: Identity,
+    /// Of the record.
+    pub key: Option<Vec<u8>>,
+    /// Of the record.
+    pub value: Option<Vec<u8>>,
+    /// Of the record.
+    pub headers: OwnedHeaders,
+    /// [`Cause`] in a word.
+    pub cause: String,
+    /// What was wrong.
+    pub error: String,
+    /// When that was found.
+    pub dead_at: OffsetDateTime,
+}
+
+impl KeptLetter {
     /// The record's own headers, unless they are too long, and ours.
     pub fn headers(&self, kept: Kept) -> OwnedHeaders {
-        let record = &self.record;
-        let now = OffsetDateTime::now_utc()
-            .format(&Rfc3339)
-            .unwrap_or_default();
-        let millis = record.timestamp().to_millis();
-        let millis = millis.map(|millis| millis.to_string()).unwrap_or_default();
-        let (own, omitted) = match kept {
-            Kept::All => (record.headers(), None),
-            Kept::KeyAndHeaders => (record.headers(), Some("value")),
-            Kept::Nothing => (None, Some("value, key and headers")),
+        let Identity {
+            cluster,
+            place,
+            millis,
+            sha256,
+        } = &self.identity;
+        let millis = if *millis == NO_TIME {
+            String::new()
+        } else {
+            millis.to_string()
         };
-        let all = own.cloned().unwrap_or_default();
-        let all = with(all, ORIGIN_TOPIC, record.topic());
-        let all = with(all, ORIGIN_PARTITION, &record.partition().to_string());
-        let all = with(all, ORIGIN_OFFSET, &record.offset().to_string());
+        let hash: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (own, omitted) = match kept {
+            Kept::All => (self.headers.clone(), None),
+            Kept::KeyAndHeaders => (self.headers.clone(), Some("value")),
+            Kept::Nothing => (OwnedHeaders::new(), Some("value, key and headers")),
+        };
+        let all = with(own, ORIGIN_CLUSTER, cluster);
+        let all = with(all, ORIGIN_SHA256, &hash);
+        let all = with(all, ORIGIN_TOPIC, &place.topic);
+        let all = with(all, ORIGIN_PARTITION, &place.partition.to_string());
+        let all = with(all, ORIGIN_OFFSET, &place.offset.to_string());
         let all = with(all, ORIGIN_TIMESTAMP, &millis);
-        let all = with(all, CAUSE, self.cause.as_str());
+        let all = with(all, CAUSE, &self.cause);
         let all = with(all, ERROR, &self.error);
-        let all = with(all, TIME, &now);
+        let all = with(all, TIME, &text_of(self.dead_at));
         match omitted {
             Some(what) => with(all, OMITTED, what),
             None => all,
         }
     }
+}
+
+fn hash(value: Option<&[u8]>) -> [u8; 32] {
+    Sha256::digest(value.unwrap_or_default()).into()
+}
+
+fn text_of(at: OffsetDateTime) -> String {
+    at.format(&Rfc3339).unwrap_or_default()
 }
 
 fn with<V: ToBytes + ?Sized>(headers: OwnedHeaders, key: &str, value: &V) -> OwnedHeaders {
@@ -146,54 +245,47 @@ pub struct Place {
     pub offset: i64,
 }
 
-/// A dead letter as it lies in its topic. What somebody else put there says less.
-#[derive(Debug, Serialize)]
-pub struct DeadLetter {
-    /// Where it lies.
-    #[serde(flatten)]
-    pub place: Place,
-    /// When it was put there, RFC 3339.
-    pub time: Option<String>,
-    /// [`Cause`] in a word.
-    pub cause: Option<String>,
-    /// What was wrong.
-    pub error: Option<String>,
-    /// Where it was read.
-    pub origin: Option<Place>,
-    /// Its key, as far as it is text.
-    pub key: Option<String>,
-    /// Its value, as far as it is text.
-    pub value: Option<String>,
-    /// What had to be left out: it cannot be put back.
-    pub omitted: Option<String>,
-}
-
-impl DeadLetter {
-    /// Reads the headers of a record of the dead-letter topic.
-    pub fn read(record: &OwnedMessage) -> DeadLetter {
-        let origin = || {
-            Some(Place {
-                topic: header(record, ORIGIN_TOPIC)?,
-                partition: header(record, ORIGIN_PARTITION)?.parse().ok()?,
-                offset: header(record, ORIGIN_OFFSET)?.parse().ok()?,
-            })
-        };
-        let text = |bytes: Option<&[u8]>| bytes.map(|b| String::from_utf8_lossy(b).into_owned());
-        DeadLetter {
-            place: Place {
-                topic: record.topic().to_owned(),
-                partition: record.partition(),
-                offset: record.offset(),
-            },
-            time: header(record, TIME),
-            cause: header(record, CAUSE),
-            error: header(record, ERROR),
-            origin: origin(),
-            key: text(record.key()),
-            value: text(record.payload()),
-            omitted: header(record, OMITTED),
+impl Place {
+    /// Where that record was read.
+    pub fn of(record: &OwnedMessage) -> Place {
+        Place {
+            topic: record.topic().to_owned(),
+            partition: record.partition(),
+            offset: record.offset(),
         }
     }
+}
+
+/// Where the record of a letter of the topic was read.
+pub fn origin(record: &OwnedMessage) -> Option<Place> {
+    Some(Place {
+        topic: header(record, ORIGIN_TOPIC)?,
+        partition: header(record, ORIGIN_PARTITION)?.parse().ok()?,
+        offset: header(record, ORIGIN_OFFSET)?.parse().ok()?,
+    })
+}
+
+/// Whether a letter of the topic has all of its record.
+pub fn is_whole(record: &OwnedMessage) -> bool {
+    header(record, OMITTED).is_none()
+}
+
+/// Which record a letter of the topic is about, if it says so.
+pub fn identity(record: &OwnedMessage) -> Option<Identity> {
+    let millis = header(record, ORIGIN_TIMESTAMP).and_then(|millis| millis.parse().ok());
+    let said = header(record, ORIGIN_SHA256).and_then(|said| unhex(&said));
+    Some(Identity {
+        cluster: header(record, ORIGIN_CLUSTER).unwrap_or_default(),
+        place: origin(record)?,
+        millis: millis.unwrap_or(NO_TIME),
+        sha256: said.unwrap_or_else(|| hash(record.payload())),
+    })
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digit).collect();
+    bytes?.try_into().ok()
 }
 
 /// What the record was before it was dead: its time there, and its own headers.
@@ -220,46 +312,6 @@ impl fmt::Display for Place {
     }
 }
 
-impl fmt::Display for DeadLetter {
-    /// Three lines, as `topic/partition/offset`: where it lies and comes from, what was wrong, what it says.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = |text: &Option<String>| shown(text.as_deref().unwrap_or("?"));
-        let origin = self.origin.as_ref().map(Place::to_string);
-        writeln!(
-            f,
-            "{}  {}  {}  from {}  key {}",
-            self.place,
-            known(&self.time),
-            known(&self.cause),
-            known(&origin),
-            known(&self.key)
-        )?;
-        writeln!(f, "    {}", known(&self.error))?;
-        match (&self.value, &self.omitted) {
-            (Some(value), _) => write!(f, "    {}", shown(value)),
-            (None, Some(what)) => write!(f, "    ({} left out: too long)", shown(what)),
-            (None, None) => write!(f, "    (no value)"),
-        }
-    }
-}
-
-/// Whoever writes to the topic must not write to an operator's terminal: control characters are spelled out.
-fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len().min(SHOWN_CHARS));
-    for (count, character) in text.chars().enumerate() {
-        if count == SHOWN_CHARS {
-            shown.push('…');
-            break;
-        }
-        if character.is_control() {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use rdkafka::Timestamp;
@@ -272,10 +324,20 @@ mod tests {
         OwnedMessage::new(value, key, "orders".to_owned(), at, 2, 133, headers)
     }
 
-    fn letter() -> Letter {
+    fn letter() -> KeptLetter {
         let own = with(OwnedHeaders::new(), "traceparent", "00-ab");
         let record = record(b"{\x1b[2J", Some(own));
-        Letter::new(record, Cause::Unreadable, "not an order event")
+        let letter = Letter::new(record, Cause::Unreadable, "not an order event");
+        KeptLetter {
+            id: 5,
+            identity: letter.identity("cluster"),
+            key: letter.key().map(<[u8]>::to_vec),
+            value: letter.value().map(<[u8]>::to_vec),
+            headers: headers::decode(&letter.headers()),
+            cause: letter.cause.as_str().to_owned(),
+            error: letter.error.clone(),
+            dead_at: OffsetDateTime::UNIX_EPOCH,
+        }
     }
 
     #[test]
@@ -294,6 +356,12 @@ mod tests {
             text.contains("  unreadable  from orders/2/133  key 42\n"),
             "{text}"
         );
+
+        assert_eq!(identity(&lies), Some(letter().identity));
+        let kept = DeadLetter::kept(&letter()).to_string();
+        let (lies_at, says) = text.split_once("  ").expect("where it lies");
+        assert_eq!(lies_at, "orders/2/133");
+        assert_eq!(kept, format!("row 5  {says}"));
 
         let (timestamp, headers) = original(&lies);
         assert_eq!(timestamp, Some(1_772_359_200_000));
@@ -316,6 +384,7 @@ mod tests {
             7,
             lies.headers().cloned(),
         );
+        assert_eq!(identity(&lies), Some(letter().identity), "told by its hash");
         let text = DeadLetter::read(&lies).to_string();
         assert!(text.contains("key ?") && text.ends_with("(value left out: too long)"));
         let foreign = DeadLetter::read(&record(&[b'y'; 1000], None));

@@ -1,46 +1,39 @@
-//! What an operator does about dead letters: looks at those that wait and, once their cause is mended, puts them back where
-//! they were read. How far that went is kept in Kafka, as the offsets of a consumer group of its own.
+//! Puts dead letters back where they were read, once their cause is mended: those that have a row from there, then those
+//! that only the topic has, because their rows are gone or the release before wrote no rows.
 
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
-    ops::Range,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use futures::FutureExt as _;
-use platform::{config::KafkaConfig, error::StartError, kafka};
+use platform::{
+    kafka,
+    pg::{self, Db, Pool},
+};
 use rdkafka::{
     Message as _, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
-    error::KafkaError,
-    message::OwnedMessage,
+    message::{OwnedHeaders, OwnedMessage},
     producer::{DeliveryFuture, FutureProducer, FutureRecord},
     topic_partition_list::Offset,
 };
 
 use crate::{
     config::Config,
-    letter::{DeadLetter, Place, original},
+    letter::{
+        Identity, KeptLetter, NO_TIME, Place, identity, is_whole, original,
+        topic::{BROKER_BOUND, Spans, consumer, spans, take},
+    },
+    listing::{pool, rows_of},
+    store::dead_letters as store,
 };
 
-/// Of the group whose offsets say which letters were put back: the service's own, and this.
-const GROUP_SUFFIX: &str = ".dead-letters";
-/// How long the broker may take for one answer.
-const BROKER_BOUND: Duration = Duration::from_secs(5);
-/// Of the group's members. A replay that was killed is in the way of the next one for so long; Kafka allows no less.
-const SESSION: Duration = Duration::from_secs(6);
-/// Letters that are put back before their offsets are committed: as many may be put back twice after a crash.
+/// Letters that are put back before that is written down: as many may be put back twice after a crash.
 const BATCH: usize = 100;
-
-/// Letters, and how many there are of them.
-pub struct Listing {
-    /// The oldest.
-    pub letters: Vec<DeadLetter>,
-    /// These, and those beyond the limit.
-    pub total: u64,
-}
+/// How long a letter is left to the replay that has it.
+const CLAIM: Duration = Duration::from_secs(60);
 
 /// What became of the letters that waited.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -67,231 +60,213 @@ impl fmt::Display for Replayed {
     }
 }
 
-/// Shows at most `limit` of the letters that wait, or of all that the topic still has.
-///
-/// # Errors
-/// No broker answers, or the topic is missing.
-pub async fn list(config: &Config, all: bool, limit: usize) -> anyhow::Result<Listing> {
-    let topic = &config.kafka.dead_letter_topic;
-    let consumer = consumer(config)?;
-    let mut open = spans(&consumer, topic, all)?;
-    let total = open.values().map(|span| span.end - span.start).sum::<i64>();
-    let mut from = TopicPartitionList::new();
-    for (partition, span) in &open {
-        from.add_partition_offset(topic, *partition, Offset::Offset(span.start))?;
-    }
-    consumer.assign(&from)?;
-    let mut letters = Vec::new();
-    while letters.len() < limit && !open.is_empty() {
-        if let Some(record) = next(&consumer, &mut open, BROKER_BOUND).await? {
-            letters.push(DeadLetter::read(&record));
-        }
-    }
-    Ok(Listing {
-        letters,
-        total: u64::try_from(total).unwrap_or_default(),
-    })
-}
-
 /// Puts at most `limit` of the letters that wait back to their topics, each with its key, value, headers and time, in
 /// its partition. Those that are still poison come back as new letters; they wait for the next replay, not for this one.
 ///
 /// # Errors
-/// No broker answers, the topic is missing, or another replay is at work. What was acknowledged before stays put back.
+/// No broker or no database answers, or another replay is at work. What was acknowledged before stays put back.
 pub async fn replay(config: &Config, limit: u64) -> anyhow::Result<Replayed> {
-    let topic = &config.kafka.dead_letter_topic;
     let consumer = consumer(config)?;
     // only what is there now: what comes back while we work would be put back for ever
-    let mut open = spans(&consumer, topic, false)?;
-    let mut replayed = Replayed::default();
-    if open.is_empty() || limit == 0 {
-        return Ok(replayed);
-    }
+    let open = spans(&consumer, &config.kafka.dead_letter_topic, false)?;
+    let pool = pool(config).await?;
+    let last = pool
+        .with_connection(async |db: &mut Db| pg::Result::Ok(store::last_row(db).await?))
+        .await?;
     let producer: FutureProducer = kafka::producer_config(&config.brokers, &config.kafka)
         .set("message.timeout.ms", BROKER_BOUND.as_millis().to_string())
         .create()
         .context("prepare the producer")?;
-    // a member of the group, not an assignment of our own: two replays at once share the partitions
-    consumer.subscribe(&[topic])?;
-    let mut seen = HashSet::new();
-    let mut taken = 0;
-    while taken < limit && !open.is_empty() {
-        let most = usize::try_from(limit - taken).unwrap_or(BATCH).min(BATCH);
-        let records = take(&consumer, &mut open, most).await?;
-        taken += records.len() as u64;
-        put_back(&producer, &consumer, &records, &mut seen, &mut replayed).await?;
-    }
-    Ok(replayed)
-}
-
-fn consumer(config: &Config) -> Result<StreamConsumer, StartError> {
-    let kafka = KafkaConfig {
-        group: format!("{}{GROUP_SUFFIX}", config.kafka.group),
-        session_timeout: SESSION,
-        ..config.kafka.clone()
+    let mut work = Work {
+        pool,
+        producer,
+        limit,
+        replayed: Replayed::default(),
     };
-    let made = kafka::consumer_config(&config.brokers, &kafka)
-        .set("enable.partition.eof", "true")
-        .create();
-    made.map_err(|error| {
-        StartError::new(
-            format!("preparing the Kafka consumer: {error}"),
-            "correct brokers",
-        )
-    })
+    work.put_rows_back(last).await?;
+    if let Some(open) = open {
+        let topic = &config.kafka.dead_letter_topic;
+        work.put_the_topics_back(&consumer, topic, open).await?;
+    }
+    Ok(work.replayed)
 }
 
-/// What there is to read of each partition: from the offset that the last replay committed, or from the first that is
-/// still there, to the end.
-fn spans(
-    consumer: &StreamConsumer,
-    topic: &str,
-    all: bool,
-) -> anyhow::Result<BTreeMap<i32, Range<i64>>> {
-    let away = |error| {
-        StartError::new(
-            format!("reading {topic}: no broker answers: {error}"),
-            "correct brokers, or try again",
-        )
-    };
-    let metadata = consumer
-        .fetch_metadata(Some(topic), BROKER_BOUND)
-        .map_err(away)?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let partitions = found.map_or(&[][..], |found| found.partitions());
-    if partitions.is_empty() {
-        let missing = format!("topic {topic} is missing");
-        return Err(StartError::new(missing, "make it, or correct kafka.dead_letter_topic").into());
-    }
-    let mut asked = TopicPartitionList::new();
-    for partition in partitions {
-        asked.add_partition(topic, partition.id());
-    }
-    let committed = consumer
-        .committed_offsets(asked, BROKER_BOUND)
-        .map_err(away)?;
-    let mut spans = BTreeMap::new();
-    for element in committed.elements() {
-        let id = element.partition();
-        let (low, high) = consumer
-            .fetch_watermarks(topic, id, BROKER_BOUND)
-            .map_err(away)?;
-        let done = match element.offset() {
-            Offset::Offset(offset) if !all => offset,
-            _ => low,
-        };
-        let span = done.clamp(low, high)..high;
-        if !span.is_empty() {
-            spans.insert(id, span);
-        }
-    }
-    Ok(spans)
+struct Work {
+    pool: Pool,
+    producer: FutureProducer,
+    /// Letters that may still be taken.
+    limit: u64,
+    replayed: Replayed,
 }
 
-/// The next record that belongs to an open span. A span whose end is reached is closed; `None` says that one was, or that
-/// what came is of no concern.
-async fn next(
-    consumer: &StreamConsumer,
-    open: &mut BTreeMap<i32, Range<i64>>,
-    bound: Duration,
-) -> anyhow::Result<Option<OwnedMessage>> {
-    let polled = tokio::time::timeout(bound, consumer.recv()).await;
-    match polled.map_err(|_| anyhow::anyhow!("no dead letter came within {bound:?}"))? {
-        Ok(message) => {
-            let (partition, offset) = (message.partition(), message.offset());
-            let Some(span) = open.get(&partition).cloned() else {
-                return Ok(None);
+impl Work {
+    fn batch(&self) -> usize {
+        usize::try_from(self.limit).unwrap_or(BATCH).min(BATCH)
+    }
+
+    /// Rows up to `last`; two replays at once share them.
+    async fn put_rows_back(&mut self, last: i64) -> anyhow::Result<()> {
+        while self.limit > 0 {
+            let most = self.batch() as i64;
+            let claim = async |db: &mut Db| {
+                let mut transaction = db.begin().await?;
+                let seconds = CLAIM.as_secs_f64();
+                let claimed =
+                    store::claim_to_put_back(&mut transaction, seconds, last, most).await?;
+                transaction.commit().await?;
+                pg::Result::Ok(claimed)
             };
-            if offset + 1 >= span.end {
-                open.remove(&partition);
-            }
-            Ok(span.contains(&offset).then(|| message.detach()))
-        }
-        // what is missing at the end of a span was compacted or aborted
-        Err(KafkaError::PartitionEOF(partition)) => {
-            open.remove(&partition);
-            Ok(None)
-        }
-        Err(error @ KafkaError::MessageConsumptionFatal(_)) => Err(error.into()),
-        // a broker that cannot be reached just now; the bound above ends it
-        Err(_) => Ok(None),
-    }
-}
-
-/// Waits for a letter, then takes what is there already.
-async fn take(
-    consumer: &StreamConsumer,
-    open: &mut BTreeMap<i32, Range<i64>>,
-    most: usize,
-) -> anyhow::Result<Vec<OwnedMessage>> {
-    // as long as another member may take to be missed, and to be let in
-    let bound = SESSION + BROKER_BOUND;
-    let mut records = Vec::new();
-    while records.is_empty() && !open.is_empty() {
-        let came = next(consumer, open, bound).await;
-        records.extend(came.context("another replay may be at work")?);
-    }
-    while records.len() < most && !open.is_empty() {
-        match next(consumer, open, bound).now_or_never() {
-            Some(came) => records.extend(came?),
-            None => break,
-        }
-    }
-    Ok(records)
-}
-
-/// Sends the letters, then commits how far they arrived.
-async fn put_back(
-    producer: &FutureProducer,
-    consumer: &StreamConsumer,
-    records: &[OwnedMessage],
-    seen: &mut HashSet<Place>,
-    replayed: &mut Replayed,
-) -> anyhow::Result<()> {
-    let mut reports = Vec::with_capacity(records.len());
-    for record in records {
-        let letter = DeadLetter::read(record);
-        reports.push(match letter.origin.filter(|_| letter.omitted.is_none()) {
-            Some(origin) if seen.insert(origin.clone()) => {
-                Some(enqueue(producer, record, &origin)?)
-            }
-            Some(_) => {
-                replayed.copies += 1;
-                None
-            }
-            None => {
-                replayed.left += 1;
-                None
-            }
-        });
-    }
-    let mut done: BTreeMap<i32, &OwnedMessage> = BTreeMap::new();
-    let mut failure = None;
-    for (record, report) in records.iter().zip(reports) {
-        if let Some(report) = report {
-            if let Err((error, _)) = report.await.context("the producer went away")? {
-                failure = Some(error);
+            let letters = self.pool.with_connection(claim).await?;
+            if letters.is_empty() {
                 break;
             }
-            replayed.put_back += 1;
+            self.limit -= letters.len() as u64;
+            self.put_claimed_back(&letters).await?;
         }
-        done.insert(record.partition(), record);
+        Ok(())
     }
-    commit(consumer, &done).context("commit what was put back, it may be put back once more")?;
-    failure.map_or(Ok(()), |error| Err(error).context("put a dead letter back"))
+
+    async fn put_claimed_back(&mut self, letters: &[KeptLetter]) -> anyhow::Result<()> {
+        let mut reports = Vec::with_capacity(letters.len());
+        let mut failure = None;
+        for letter in letters {
+            let Identity { place, millis, .. } = &letter.identity;
+            let time = (*millis != NO_TIME).then_some(*millis);
+            let record = Again {
+                key: letter.key.as_deref(),
+                value: letter.value.as_deref(),
+                headers: letter.headers.clone(),
+                time,
+            };
+            match enqueue(&self.producer, record, place) {
+                Ok(report) => reports.push(report),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        let mut done = Vec::with_capacity(letters.len());
+        for (letter, report) in letters.iter().zip(reports) {
+            match report.await.context("the producer went away")? {
+                Ok(_) => done.push(letter.id),
+                Err((error, _)) => {
+                    failure.get_or_insert(error.into());
+                }
+            }
+        }
+        let left: Vec<i64> = letters
+            .iter()
+            .map(|letter| letter.id)
+            .filter(|id| !done.contains(id))
+            .collect();
+        let mark = async |db: &mut Db| {
+            let mut transaction = db.begin().await?;
+            store::mark_put_back(&mut transaction, &done).await?;
+            store::release_put_back(&mut transaction, &left).await?;
+            transaction.commit().await
+        };
+        self.pool
+            .with_connection(mark)
+            .await
+            .context("note what was put back, it may be put back once more")?;
+        self.replayed.put_back += done.len() as u64;
+        failure.map_or(Ok(()), |error| Err(error.context("put a dead letter back")))
+    }
+
+    /// The letters of the topic that have no row; those that have one are passed over, their rows count.
+    async fn put_the_topics_back(
+        &mut self,
+        consumer: &StreamConsumer,
+        topic: &str,
+        mut open: Spans,
+    ) -> anyhow::Result<()> {
+        if open.is_empty() || self.limit == 0 {
+            return Ok(());
+        }
+        // a member of the group, not an assignment of our own: two replays at once share the partitions
+        consumer.subscribe(&[topic])?;
+        let mut seen = HashSet::new();
+        while self.limit > 0 && !open.is_empty() {
+            let records = take(consumer, &mut open, self.batch()).await?;
+            let rows = rows_of(&self.pool, &records).await?;
+            let with_row = rows.iter().filter(|row| row.is_some()).count();
+            self.limit -= (records.len() - with_row) as u64;
+            let rowless: Vec<bool> = rows.iter().map(Option::is_none).collect();
+            self.put_records_back(consumer, &records, &rowless, &mut seen)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the letters, then commits how far they arrived.
+    async fn put_records_back(
+        &mut self,
+        consumer: &StreamConsumer,
+        records: &[OwnedMessage],
+        rowless: &[bool],
+        seen: &mut HashSet<Identity>,
+    ) -> anyhow::Result<()> {
+        let mut reports = Vec::with_capacity(records.len());
+        for (record, rowless) in records.iter().zip(rowless) {
+            reports.push(match identity(record).filter(|_| is_whole(record)) {
+                _ if !rowless => None,
+                Some(identity) if seen.insert(identity.clone()) => {
+                    let (time, headers) = original(record);
+                    let again = Again {
+                        key: record.key(),
+                        value: record.payload(),
+                        headers,
+                        time,
+                    };
+                    Some(enqueue(&self.producer, again, &identity.place)?)
+                }
+                Some(_) => {
+                    self.replayed.copies += 1;
+                    None
+                }
+                None => {
+                    self.replayed.left += 1;
+                    None
+                }
+            });
+        }
+        let mut done: BTreeMap<i32, &OwnedMessage> = BTreeMap::new();
+        let mut failure = None;
+        for (record, report) in records.iter().zip(reports) {
+            if let Some(report) = report {
+                if let Err((error, _)) = report.await.context("the producer went away")? {
+                    failure = Some(error);
+                    break;
+                }
+                self.replayed.put_back += 1;
+            }
+            done.insert(record.partition(), record);
+        }
+        commit(consumer, &done)
+            .context("commit what was put back, it may be put back once more")?;
+        failure.map_or(Ok(()), |error| Err(error).context("put a dead letter back"))
+    }
+}
+
+/// A record as it was.
+struct Again<'a> {
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    headers: OwnedHeaders,
+    time: Option<i64>,
 }
 
 fn enqueue(
     producer: &FutureProducer,
-    record: &OwnedMessage,
+    record: Again<'_>,
     origin: &Place,
 ) -> anyhow::Result<DeliveryFuture> {
-    let (timestamp, headers) = original(record);
     let mut again = FutureRecord::<[u8], [u8]>::to(&origin.topic)
         // where the order's other events are, whoever chose that
         .partition(origin.partition)
-        .headers(headers);
-    (again.key, again.payload, again.timestamp) = (record.key(), record.payload(), timestamp);
+        .headers(record.headers);
+    (again.key, again.payload, again.timestamp) = (record.key, record.value, record.time);
     let queued = producer.send_result(again);
     queued.map_err(|(error, _)| anyhow::Error::from(error).context("put a dead letter back"))
 }

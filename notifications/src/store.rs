@@ -1,5 +1,6 @@
 //! Every SQL statement of the service, a function each. Callers own transactions.
 
+pub mod dead_letters;
 pub(crate) mod import;
 pub(crate) mod online;
 pub mod saving;

@@ -16,7 +16,7 @@ const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-
 const AT: &str = "2026-03-01T10:00:00Z";
 
 /// What `dead-letters list --json` says.
-fn listed(config: &Path, options: &[&str]) -> Vec<Value> {
+pub(crate) fn listed(config: &Path, options: &[&str]) -> Vec<Value> {
     let output = run(
         config,
         &[&["dead-letters", "list", "--json"], options].concat(),
@@ -25,19 +25,27 @@ fn listed(config: &Path, options: &[&str]) -> Vec<Value> {
     output.lines().map(json).collect()
 }
 
-fn replay(config: &Path, options: &[&str]) -> String {
+pub(crate) fn replay(config: &Path, options: &[&str]) -> String {
     let output = run(config, &[&["dead-letters", "replay"], options].concat());
     output.trim_end().to_owned()
 }
 
 /// Runs the service until the group has read the partition up to `offset`.
-async fn consume_to(pool: &PgPool, kafka: &Kafka, partition: i32, offset: i64) {
+pub(crate) async fn consume_to(pool: &PgPool, kafka: &Kafka, partition: i32, offset: i64) {
     let app = TestApp::start(pool, kafka, json!({})).await;
     eventually("the partition is read", || async {
         kafka.committed(partition) == Some(offset)
     })
     .await;
+    eventually("the topic has them", async || unmoved(pool).await == 0).await;
     app.finish().await;
+}
+
+/// Letters that the topic has not.
+pub(crate) async fn unmoved(pool: &PgPool) -> i64 {
+    let rows = "SELECT count(*) FROM notifications.dead_letter WHERE moved_at IS NULL";
+    let rows = sqlx::query_scalar(rows).fetch_one(pool).await;
+    rows.expect("a count")
 }
 
 #[tokio::test]
@@ -169,7 +177,7 @@ async fn a_letter_that_is_there_twice_or_not_whole_is_not_put_back_as_it_is() {
     assert_eq!(letters[1]["value"], quoted, "kept whole");
     assert!(letters[1]["error"].as_str().expect("an error").len() <= 500);
 
-    // as after a crash between a letter and the commit of what it came from; and what somebody else put there
+    // as after a crash between a letter and the mark in its row; and what somebody else put there
     let twice = kafka.dead_letters(2).pop().expect("the second letter");
     kafka
         .put(&kafka.dead_letter_topic, twice.payload(), twice.headers())
@@ -177,6 +185,18 @@ async fn a_letter_that_is_there_twice_or_not_whole_is_not_put_back_as_it_is() {
     kafka
         .put(&kafka.dead_letter_topic, Some(b"not ours"), None)
         .await;
+    let shown = listed(&config, &[]);
+    assert_eq!(shown[..2], letters);
+    assert_eq!(
+        (shown.len(), &shown[2]["value"]),
+        (3, &json!("not ours")),
+        "each once"
+    );
+    // the topic alone has them when their rows have gone, and those of the release before
+    let rows =
+        "WITH gone AS (DELETE FROM notifications.dead_letter RETURNING *) SELECT * FROM gone";
+    let rows = sqlx::query(rows).fetch_all(&pool).await.expect("deleted");
+    assert_eq!((rows.len(), listed(&config, &[]).len()), (2, 3));
     assert_eq!(
         replay(&config, &[]),
         "1 dead letters put back, 1 copies of them passed over, 2 cannot be put back, \
@@ -186,6 +206,25 @@ async fn a_letter_that_is_there_twice_or_not_whole_is_not_put_back_as_it_is() {
         kafka.records(&kafka.topic, partition, 3)[2].payload(),
         Some(quoted.as_bytes())
     );
+}
+
+#[tokio::test]
+async fn a_letter_too_long_for_the_topic_is_put_back_whole_from_its_row() {
+    let pool = crate::database().await;
+    let kafka = Kafka::new().await;
+    let config = config_of(&pool, &kafka, json!({}));
+    let long = vec![b'x'; 999_700];
+    let (partition, last) = kafka.send_record(4, Some(&long), Some(TRACEPARENT)).await;
+    consume_to(&pool, &kafka, partition, last + 1).await;
+    assert_eq!(listed(&config, &[])[0]["omitted"], "value");
+    assert_eq!(replay(&config, &[]), "1 dead letters put back");
+    let again = kafka
+        .records(&kafka.topic, partition, 2)
+        .pop()
+        .expect("again");
+    assert!(again.payload() == Some(&long[..]), "not as it was");
+    assert_eq!(header(&again, "traceparent").as_deref(), Some(TRACEPARENT));
+    assert!(listed(&config, &[]).is_empty());
 }
 
 #[tokio::test]
@@ -235,20 +274,27 @@ async fn two_replays_at_once_put_every_letter_back() {
 }
 
 #[tokio::test]
-async fn without_a_broker_or_the_topic_one_line_says_so() {
+async fn without_a_broker_or_the_topic_what_has_rows_is_shown() {
     let pool = crate::database().await;
     let kafka = Kafka::new().await;
+    kafka.send(4, "poison").await;
+    consume_to(&pool, &kafka, 0, 1).await;
     let (mut missing, mut away) = (kafka.clone(), kafka);
     missing.dead_letter_topic = "nowhere".to_owned();
     away.brokers = "127.0.0.1:1".to_owned();
-    for (kafka, says) in [
-        (missing, "topic nowhere is missing"),
-        (away, "no broker answers"),
-    ] {
-        let config = config_of(&pool, &kafka, json!({}));
-        for command in ["list", "replay"] {
-            let said = refused(&config, &["dead-letters", command]);
-            assert!(said.contains(says), "{said}");
-        }
+    for kafka in [&missing, &away] {
+        let shown = run(
+            &config_of(&pool, kafka, json!({})),
+            &["dead-letters", "list"],
+        );
+        assert!(shown.starts_with("row 1  "), "{shown}");
+        assert!(shown.ends_with("\n1 of 1 dead letters\n"), "{shown}");
     }
+    let said = refused(
+        &config_of(&pool, &away, json!({})),
+        &["dead-letters", "replay"],
+    );
+    assert!(said.contains("no broker answers"), "{said}");
+    let config = config_of(&pool, &missing, json!({}));
+    assert_eq!(replay(&config, &[]), "1 dead letters put back");
 }

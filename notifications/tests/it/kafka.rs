@@ -115,7 +115,8 @@ impl Kafka {
         client_config(&self.brokers).create().expect("an admin")
     }
 
-    async fn create(&self, topic: &str, partitions: i32) {
+    /// Makes a topic.
+    pub(crate) async fn create(&self, topic: &str, partitions: i32) {
         if let Some(mock) = &self.mock {
             let (done, created) = mpsc::channel();
             mock.create

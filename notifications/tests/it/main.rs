@@ -23,6 +23,7 @@ mod process;
 mod attacks;
 mod crashes;
 mod dead_letters;
+mod kept_letters;
 mod rebalances;
 mod redelivery;
 mod traces;

@@ -6,6 +6,7 @@ use sqlx::PgPool;
 use tonic::Code;
 
 use crate::{
+    dead_letters::unmoved,
     kafka::{Kafka, PARTITIONS, event},
     process::{Replica, config_of},
     proxy::Proxy,
@@ -186,6 +187,10 @@ async fn a_batch_of_poison_that_outlasts_a_round_blocks_nobody() {
     .await;
     let statuses = ["new", "failed"].map(|status| (4, status.to_owned()));
     assert_eq!(app.statuses(7).await, statuses);
+    eventually("the topic has the letters", async || {
+        unmoved(&pool).await == 0
+    })
+    .await;
     kafka.dead_letters(POISON);
     app.finish().await;
 }

@@ -35,6 +35,12 @@ async fn consume_to(pool: &PgPool, kafka: &Kafka, end: i64) {
         kafka.committed(0) == Some(end)
     })
     .await;
+    let unmoved = "SELECT count(*) FROM notifications.dead_letter WHERE moved_at IS NULL";
+    eventually("its letters are in their topic", async || {
+        let unmoved = sqlx::query_scalar(unmoved).fetch_one(pool).await;
+        unmoved.is_ok_and(|unmoved: i64| unmoved == 0)
+    })
+    .await;
     app.finish().await;
 }
 
