@@ -15,11 +15,11 @@ use sqlx::migrate::Migrator;
 pub use self::source::Source;
 pub(crate) use self::state::{Found, look};
 use crate::{
-    command::{self, Access, WaitArgs},
+    command::{self, Access, Unavailable, WaitArgs},
     config::PostgresConfig,
     error::StartError,
     migrate::{self, Online},
-    pg::{self, Db},
+    pg::{self, Db, Failure},
 };
 
 /// What the system before of a service has.
@@ -144,23 +144,45 @@ pub async fn refuse_unsettled(
     Ok(found?.refuse(original)?)
 }
 
-/// `import`: returns what to print.
+/// `import`: returns what to print last.
 ///
 /// # Errors
-/// [`StartError`] for everything that the operator must settle first; a database that is away.
+/// [`StartError`] for everything that the operator must settle first; [`Unavailable`] for a database that is away.
 pub async fn run(
     args: &ImportArgs,
     config: &PostgresConfig,
     original: &Original,
-    (migrator, online): (&'static Migrator, &[Online]),
-    mut import: impl Import,
+    schema: (&'static Migrator, &[Online]),
+    import: impl Import,
 ) -> anyhow::Result<String> {
-    let service = original.service;
-    let migrate = || migrate::migrate(config, migrator, online, args.wait.wait);
-    if args.decline {
-        migrate().await?;
-        return decline(config, service).await;
+    let done = match args {
+        ImportArgs { decline: true, .. } => decline(args, config, original, schema).await,
+        ImportArgs { dry_run: true, .. } => dry_run(args, config, original, import).await,
+        _ => take_over(args, config, original, schema, import).await,
+    };
+    done.map_err(explain)
+}
+
+/// An outage is nobody's fault.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    let mut causes = error.chain();
+    let failure = causes.find_map(|cause| match cause.downcast_ref::<pg::Error>() {
+        Some(error) => Some(error.failure()),
+        None => cause.downcast_ref().map(Failure::of),
+    });
+    match failure {
+        Some(failure) if failure.is_outage() => {
+            Unavailable::new(format!("{error:#} (run again, it goes on where it was)")).into()
+        }
+        _ => error,
     }
+}
+
+async fn open(
+    args: &ImportArgs,
+    config: &PostgresConfig,
+    original: &Original,
+) -> anyhow::Result<Source> {
     let from = match &args.from {
         Some(url) => PostgresConfig {
             connection_string: SecretString::from(url.clone()),
@@ -168,58 +190,97 @@ pub async fn run(
         },
         None => config.clone(),
     };
+    if args.from.is_some() {
+        pg::connect_options(&from, "import")
+            .map_err(|error| StartError::new("--from", error.to_string()))?;
+    }
     command::wait_for_database(&from, "import", Access::Read, args.wait.wait).await?;
-    let mut source = Source::open(&from, original, args).await?;
-    // before all is read: whatever changes after this is noticed
-    let figures = match args.dry_run {
-        true => String::new(),
-        false => {
-            source.alone().await?;
-            source.figures(original).await?
-        }
-    };
+    Source::open(&from, original, args).await
+}
+
+async fn dry_run(
+    args: &ImportArgs,
+    config: &PostgresConfig,
+    original: &Original,
+    mut import: impl Import,
+) -> anyhow::Result<String> {
+    let mut source = open(args, config, original).await?;
     plan(&mut import, &mut source).await?;
-    let report = format!("from database {}\n{}", source.name(), import.report());
-    let refused = import.refused();
-    if args.dry_run {
-        println!("{report}");
-    }
-    if !refused.is_empty() {
-        let what = format!("database {}: {}", source.name(), refused.join("; "));
-        return Err(StartError::new(what, "mend these rows there, then import again").into());
-    }
-    if args.dry_run {
-        let others = source.others().await?.len();
-        return Ok(format!(
-            "nothing is changed; {others} other sessions are connected to the source, and an import refuses while any is"
-        ));
-    }
-    migrate().await?;
+    println!("from database {}\n{}", source.name(), import.report());
+    refuse(&import, &source)?;
+    let others = source.others().await?.len();
+    Ok(format!(
+        "nothing is changed; {others} other sessions are connected to the source, and an import refuses while any is"
+    ))
+}
+
+async fn take_over(
+    args: &ImportArgs,
+    config: &PostgresConfig,
+    original: &Original,
+    (migrator, online): (&'static Migrator, &[Online]),
+    mut import: impl Import,
+) -> anyhow::Result<String> {
+    let service = original.service;
+    let mut source = open(args, config, original).await?;
+    command::wait_for_database(config, "import", Access::Write, args.wait.wait).await?;
     let mut target = pg::connect_as(config, "import").await?;
-    let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+    let first: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
         .bind(source::LOCK)
         .fetch_one(&mut target)
         .await?;
-    if !alone {
+    if !first {
         return Err(StartError::new("another import is at work", "wait for it").into());
     }
-    let begun = begin(&import, original, (&mut source, &figures), &mut target).await?;
-    let Begun::At(after) = begun else {
+    let row = state::find(&mut target, original).await?;
+    let is_done = row.as_ref().is_some_and(state::Row::is_done);
+    if !is_done {
+        source.alone().await?;
+    }
+    // before all is read: whatever changes after this is noticed
+    let figures = source.figures(original).await?;
+    if let Some(row) = row.filter(|row| !row.is_declined()) {
+        unchanged(&row, &source, &figures, service)?;
+    }
+    if is_done {
         return Ok("it had been imported before: nothing changed".to_owned());
-    };
+    }
+    plan(&mut import, &mut source).await?;
+    refuse(&import, &source)?;
+    migrate::migrate(config, migrator, online, args.wait.wait).await?;
+    let after = begin(&import, service, (&mut source, &figures), &mut target).await?;
     // before it takes minutes
-    println!("{report}");
+    println!("from database {}\n{}", source.name(), import.report());
     carry(&import, original, (&mut source, after), &mut target).await?;
     Ok("imported".to_owned())
 }
 
-async fn decline(config: &PostgresConfig, service: &str) -> anyhow::Result<String> {
+async fn decline(
+    args: &ImportArgs,
+    config: &PostgresConfig,
+    original: &Original,
+    (migrator, online): (&'static Migrator, &[Online]),
+) -> anyhow::Result<String> {
+    let service = original.service;
+    migrate::migrate(config, migrator, online, args.wait.wait).await?;
     let mut db = pg::connect_as(config, "import").await?;
     if state::decline(&mut db, service).await? {
         return Ok("declined: the tables of the system before stay as they are".to_owned());
     }
     let what = format!("schema {service}: an import has begun");
     Err(StartError::new(what, "it can no longer be declined").into())
+}
+
+fn refuse(import: &impl Import, source: &Source) -> Result<(), StartError> {
+    let refused = import.refused();
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let what = format!("database {}: {}", source.name(), refused.join("; "));
+    Err(StartError::new(
+        what,
+        "mend these rows there, then import again",
+    ))
 }
 
 /// Reads all there is.
@@ -232,30 +293,18 @@ async fn plan<I: Import>(import: &mut I, source: &mut Source) -> anyhow::Result<
     import.read_rest(source).await
 }
 
-enum Begun {
-    /// What is left are ids above this.
-    At(Option<i64>),
-    /// All was written before.
-    Done,
-}
-
-/// Writes the first transaction, unless a run before has.
+/// Writes the first transaction, unless a run before has. What is left are ids above the one that is returned.
 async fn begin<I: Import>(
     import: &I,
-    original: &Original,
+    service: &str,
     (source, figures): (&mut Source, &str),
     target: &mut Db,
-) -> anyhow::Result<Begun> {
-    let service = original.service;
+) -> anyhow::Result<Option<i64>> {
     source.alone().await?;
     if let Some(row) = state::read(target, service).await?
         && !row.is_declined()
     {
-        unchanged(&row, source, figures, service)?;
-        return Ok(match row.is_done() {
-            true => Begun::Done,
-            false => Begun::At(row.through),
-        });
+        return Ok(row.through);
     }
     if state::count_at_work(target, service).await? > 0 {
         let what = format!("{service} is at work on the schema {service}");
@@ -271,7 +320,7 @@ async fn begin<I: Import>(
     import.pass(Moment::Writing);
     tx.commit().await?;
     import.pass(Moment::Written);
-    Ok(Begun::At(None))
+    Ok(None)
 }
 
 /// Writes the slices that are not written yet.

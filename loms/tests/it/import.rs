@@ -93,6 +93,10 @@ async fn a_payment_for_its_order_pays_that_order() {
     assert_eq!((first.created_at, first.history[1].at), (None, None));
     assert_eq!(first.history[1].actor, "import");
     app.pay(1).await.unwrap();
+    // done is done, also beside the service
+    let (code, printed, error) = said(&run(&config(&pool), &["import"]).await);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(printed.contains("nothing changed"), "{printed}");
     let payed = app.list(1).await;
     assert_eq!((payed.status.as_str(), payed.user), ("payed", first.user));
     assert_eq!(payed.items, first.items);
@@ -183,6 +187,20 @@ async fn nobody_else_may_be_connected() {
     sqlx::query("SELECT 1").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
     assert_eq!(import(&pool, &[]).await.0, Some(0));
+}
+
+#[tokio::test]
+async fn a_source_that_is_away_is_no_fault_and_one_that_is_none_is() {
+    let pool = testkit::empty_database("loms").await;
+    let away = ["--from", "postgres://127.0.0.1:1/shop", "--wait", "300ms"];
+    let (code, _, error) = import(&pool, &away).await;
+    assert_eq!(code, Some(69), "{error}");
+    assert!(error.contains("127.0.0.1:1"), "{error}");
+    let none = import(&pool, &["--from", "shop:secret@nowhere"]).await;
+    refused(&none, "loms: --from: ");
+    assert!(!none.2.contains("secret"), "{none:?}");
+    let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname = 'loms'";
+    assert_eq!(count(&pool, schemas).await, 0);
 }
 
 #[tokio::test]

@@ -146,6 +146,15 @@ impl Row {
     }
 }
 
+/// Of a schema that may not be there.
+pub(super) async fn find(db: &mut Db, original: &Original) -> sqlx::Result<Option<Row>> {
+    let tables = read_tables(db, original).await?;
+    match tables.iter().any(|(name, _)| name == STATE) {
+        true => read(db, original.service).await,
+        false => Ok(None),
+    }
+}
+
 pub(super) async fn read(db: &mut Db, service: &str) -> sqlx::Result<Option<Row>> {
     let statement = format!("SELECT state, source, figures, through FROM {service}.import");
     let row = sqlx::query_as(AssertSqlSafe(statement))
