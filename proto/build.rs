@@ -45,12 +45,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// pbjson leaves an unset message out of a response even with `emit_fields`; clients rely on its `null`. The contract has
-/// no `optional` scalar, which grpc-gateway does leave out.
+/// no `optional` scalar, which grpc-gateway does leave out, as it does what of a `oneof` is not set.
 fn write_unset_messages(generated: &str) -> String {
     const SET: &str = "if let Some(v) = self.";
     let mut lines = Vec::new();
-    for line in generated.lines() {
-        let code = line.trim_start();
+    let mut rest = generated.lines().peekable();
+    while let Some(line) = rest.next() {
+        let is_oneof = rest.peek().is_some_and(|next| next.trim() == "match v {");
+        let code = if is_oneof { "" } else { line.trim_start() };
         match code
             .strip_prefix(SET)
             .and_then(|rest| rest.strip_suffix(".as_ref() {"))

@@ -78,7 +78,7 @@ impl App {
         Ok(App {
             server,
             doors: doors(&config, CartService::new(carts, purchases(&pool))),
-            readiness: readiness(&config, database),
+            readiness: readiness(&config, database, loms),
             recovery,
             tasks,
             pools: [pool, workers],
@@ -224,13 +224,22 @@ fn routes(client: CartClient<platform::grpc::Guarded<CartServer<CartService>>>) 
         .route("/purchase", rpc!(client, purchase))
 }
 
-fn readiness(config: &Config, database: Database) -> Readiness {
-    let (loms, products) = (
+fn readiness(config: &Config, database: Database, loms: Loms) -> Readiness {
+    let (address, products) = (
         config.services.loms.clone(),
         config.services.products.clone(),
     );
     Readiness::new(database)
-        .note("loms", move || reachable(loms.clone()))
+        .note("loms", move || {
+            let (reached, loms) = (reachable(address.clone()), loms.clone());
+            async move {
+                let reached = reached.await;
+                if loms.ignores_keys() {
+                    return format!("{reached}, it ignores idempotency keys");
+                }
+                reached
+            }
+        })
         .note("products", move || reachable(products.clone()))
 }
 

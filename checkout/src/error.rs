@@ -63,6 +63,12 @@ pub enum Error {
     /// LOMS does not take such an order.
     #[error("the order was refused; its lines are back in the cart")]
     OrderRefused,
+    /// LOMS ignores keys, and did not answer the one time that it was asked.
+    #[error("nobody knows whether an order was made; its lines are back in the cart")]
+    OrderOutcomeUnknown { order: Option<OrderId> },
+    /// The same, before its lines are given back.
+    #[error("whether an order was made is not known yet, try again later")]
+    OrderOutcomePending,
     /// LOMS has the order, but not yet what became of it.
     #[error("order {order} is not decided yet, try again later")]
     OrderUndecided { order: OrderId },
@@ -125,11 +131,13 @@ impl Error {
             | Self::EmptyCart
             | Self::OrderFailed { .. }
             | Self::OrderCancelled { .. }
+            | Self::OrderOutcomeUnknown { .. }
             | Self::OrderRefused => Code::FailedPrecondition,
             Self::TotalTooLarge => Code::OutOfRange,
-            Self::NeighbourAway { .. } | Self::OrderUndecided { .. } | Self::StockLocked => {
-                Code::Unavailable
-            }
+            Self::NeighbourAway { .. }
+            | Self::OrderUndecided { .. }
+            | Self::OrderOutcomePending
+            | Self::StockLocked => Code::Unavailable,
             Self::NeighbourBusy { .. } => Code::ResourceExhausted,
             Self::Late { .. } => Code::DeadlineExceeded,
             Self::Database(error) => error.code(),
@@ -175,11 +183,16 @@ impl Error {
             Self::OrderCancelled { order } => {
                 reason("ORDER_CANCELLED", vec![pair("order_id", order)])
             }
+            Self::OrderOutcomeUnknown { order } => {
+                let order = order.map(|order| pair("order_id", order));
+                reason("ORDER_OUTCOME_UNKNOWN", order.into_iter().collect())
+            }
             Self::OrderRefused => reason("ORDER_REFUSED", vec![]),
             Self::StockLocked => reason("STOCK_LOCKED", vec![]),
             Self::TotalTooLarge => reason("TOTAL_TOO_LARGE", vec![pair("most", u32::MAX)]),
             Self::NeighbourAway { .. }
             | Self::OrderUndecided { .. }
+            | Self::OrderOutcomePending
             | Self::NeighbourBusy { .. }
             | Self::Late { .. }
             | Self::NeighbourBroken { .. }
@@ -219,6 +232,8 @@ impl Error {
             | Self::OrderCancelled { .. }
             | Self::OrderRefused
             | Self::TotalTooLarge => {}
+            // said when its purchase was closed, and while it is open it is said that keys are ignored
+            Self::OrderOutcomeUnknown { .. } | Self::OrderOutcomePending => {}
         }
     }
 }

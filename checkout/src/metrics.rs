@@ -36,13 +36,7 @@ impl Metrics {
                 &["result"],
             )),
             product_wait: registered(Histogram::with_opts(wait.buckets(seconds_buckets()))),
-            purchases_closed: registered(IntCounterVec::new(
-                opts(
-                    "counter_purchases_closed_total",
-                    "Purchases that ended, by outcome.",
-                ),
-                &["outcome"],
-            )),
+            purchases_closed: purchases_closed(),
             purchases_open: registered(IntGauge::with_opts(opts(
                 "gauge_purchases_open",
                 "Purchases whose outcome is not known yet.",
@@ -77,6 +71,19 @@ impl Metrics {
         self.purchases_open.set(backlog.open);
         self.purchases_oldest.set(backlog.oldest_seconds);
     }
+}
+
+fn purchases_closed() -> IntCounterVec {
+    let opts = Opts::new(
+        "checkout_counter_purchases_closed_total",
+        "Purchases that ended, by outcome.",
+    );
+    let closed = registered(IntCounterVec::new(opts, &["outcome"]));
+    // a counter that is not there cannot be seen to begin
+    for outcome in Outcome::NAMES {
+        closed.with_label_values(&[outcome]);
+    }
+    closed
 }
 
 struct Waited<'a>(&'a Histogram, Instant);

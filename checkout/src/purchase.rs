@@ -110,16 +110,25 @@ pub enum Outcome {
         /// Why, in its words.
         reason: String,
     },
+    /// LOMS ignores keys and was asked once: an order may exist that nobody knows of.
+    Unknown {
+        /// The order, if it is known, which LOMS has not decided.
+        order: Option<OrderId>,
+    },
 }
 
 impl Outcome {
-    /// The name under which it is stored and counted.
+    /// Every name that [`Outcome::name`] may give.
+    pub const NAMES: [&'static str; 5] = ["made", "failed", "cancelled", "refused", "unknown"];
+
+    /// The name under which it is counted.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Made { .. } => "made",
             Self::Failed { .. } => "failed",
             Self::Cancelled { .. } => "cancelled",
             Self::Refused { .. } => "refused",
+            Self::Unknown { .. } => "unknown",
         }
     }
 
@@ -129,6 +138,7 @@ impl Outcome {
             Self::Made { order } | Self::Failed { order, .. } | Self::Cancelled { order } => {
                 Some(*order)
             }
+            Self::Unknown { order } => *order,
             Self::Refused { .. } => None,
         }
     }
@@ -149,6 +159,12 @@ pub struct OpenPurchase {
     pub resolving: bool,
     /// How often it was tried in vain.
     pub attempts: u32,
+    /// The order that LOMS said it has made.
+    pub order: Option<OrderId>,
+    /// It was sent to a LOMS that ignores keys: never again.
+    pub sent_keyless: bool,
+    /// It was sent so long ago that whoever sent it has no answer coming.
+    pub sent_long_ago: bool,
 }
 
 /// The user's last purchase, as a call finds it before it knows what to do about it.
@@ -217,6 +233,7 @@ pub fn judge(order: Order, resolving: bool) -> Verdict {
             shortages: order.shortages,
         }),
         OrderStatus::Cancelled => Verdict::Close(Outcome::Cancelled { order: id }),
+        OrderStatus::New if resolving => Verdict::Close(Outcome::Unknown { order: Some(id) }),
         OrderStatus::New => Verdict::Wait,
     }
 }
@@ -261,8 +278,9 @@ mod tests {
         let made = Verdict::Close(Outcome::Made { order });
         let failed = Verdict::Close(Outcome::Failed { order, shortages });
         let cancelled = Verdict::Close(Outcome::Cancelled { order });
+        let unknown = Verdict::Close(Outcome::Unknown { order: Some(order) });
         let table = [
-            (OrderStatus::New, Verdict::Wait, Verdict::Wait),
+            (OrderStatus::New, Verdict::Wait, unknown),
             (OrderStatus::AwaitingPayment, made.clone(), Verdict::Cancel),
             (OrderStatus::Payed, made.clone(), made),
             (OrderStatus::Failed, failed.clone(), failed),

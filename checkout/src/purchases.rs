@@ -20,12 +20,16 @@ use uuid::Uuid;
 
 use crate::{
     cart::UserId,
-    clients::loms::{Cancellation, Loms, Placement},
+    clients::loms::Loms,
     config::PurchasesConfig,
     error::Error,
     metrics::METRICS,
-    purchase::{self, IdempotencyKey, OpenPurchase, Order, OrderId, Outcome, Start, Verdict},
-    store::{self, purchases::Loaded},
+    purchase::{self, IdempotencyKey, OpenPurchase, OrderId, Outcome, Start},
+    sending::{Sender, Sending},
+    store::{
+        self,
+        purchases::{Loaded, SentMark},
+    },
 };
 
 static NOT_NOTED: StateLog = StateLog::new(
@@ -39,7 +43,7 @@ static NOT_POSTPONED: StateLog =
 #[derive(Clone)]
 pub struct Purchases {
     pool: Pool,
-    loms: Loms,
+    sender: Sender,
     tasks: Tasks,
     config: PurchasesConfig,
 }
@@ -53,6 +57,8 @@ pub struct Driver {
 
 /// What a call is about.
 enum Begun {
+    /// The purchase that it begins.
+    New(Uuid, SentMark),
     /// The purchase that it is answered from.
     Ours(Uuid),
     /// One with another key, which has to end before the call's own may begin.
@@ -82,8 +88,8 @@ impl Purchases {
     /// Purchases are in `pool`; `tasks` carries what a caller began and left.
     pub fn new(pool: Pool, loms: Loms, tasks: Tasks, config: PurchasesConfig) -> Self {
         Self {
+            sender: Sender::new(pool.clone(), loms),
             pool,
-            loms,
             tasks,
             config,
         }
@@ -123,6 +129,10 @@ impl Purchases {
     ) -> Result<OrderId, Error> {
         loop {
             match self.begin(user, key, driver.deadline).await? {
+                Begun::New(id, mark) => {
+                    let sending = Sending::begun(mark);
+                    return answer(self.finish_sending(id, driver, &sending).await?);
+                }
                 Begun::Ours(id) => return answer(self.finish(id, driver).await?),
                 Begun::Before(id) => {
                     let silent = Driver {
@@ -178,10 +188,10 @@ impl Purchases {
             Start::Empty => return Err(Error::EmptyCart),
             Start::Begin => {
                 let resume_after = self.config.resume_after;
-                let id =
+                let (id, mark) =
                     store::purchases::insert_purchase(&mut tx, cart_id, key, resume_after).await?;
                 store::carts::move_lines_out(&mut tx, cart_id, id).await?;
-                Begun::Ours(id)
+                Begun::New(id, mark)
             }
             Start::Answer(id) => {
                 if let Some(key) = key {
@@ -201,22 +211,38 @@ impl Purchases {
     /// # Errors
     /// It stays open, to be tried again later.
     pub async fn finish(&self, id: Uuid, driver: &Driver) -> Result<Outcome, Error> {
+        self.finish_sending(id, driver, &Sending::default()).await
+    }
+
+    async fn finish_sending(
+        &self,
+        id: Uuid,
+        driver: &Driver,
+        sending: &Sending,
+    ) -> Result<Outcome, Error> {
         let mut attempts = 0;
-        let ended = self.drive(id, driver, &mut attempts).await;
+        let ended = self.drive(id, driver, sending, &mut attempts).await;
+        let unsent = sending.unsent();
         match (&ended, &driver.caller_left) {
             (Ok(_), _) => {}
             // the database is in trouble, and the caller's answer does not wait for it twice
             (Err(Error::Database(_)), Some(_)) => {
                 let this = self.clone();
                 self.tasks
-                    .detach(async move { this.postpone(id, attempts).await });
+                    .detach(async move { this.postpone(id, attempts, unsent).await });
             }
-            (Err(_), _) => self.postpone(id, attempts).await,
+            (Err(_), _) => self.postpone(id, attempts, unsent).await,
         }
         ended
     }
 
-    async fn drive(&self, id: Uuid, driver: &Driver, attempts: &mut u32) -> Result<Outcome, Error> {
+    async fn drive(
+        &self,
+        id: Uuid,
+        driver: &Driver,
+        sending: &Sending,
+        attempts: &mut u32,
+    ) -> Result<Outcome, Error> {
         loop {
             let purchase = match self.load(id).await? {
                 Some(Loaded::Closed { outcome, told }) => {
@@ -235,7 +261,13 @@ impl Purchases {
                 None => return Err(Error::PurchaseGone),
             };
             *attempts = purchase.attempts;
-            let outcome = self.ask(&purchase, driver.deadline).await?;
+            let asked = self.sender.ask(&purchase, sending, driver.deadline).await;
+            if let Err(Error::OrderOutcomePending) = asked
+                && let Some(Loaded::Closed { .. }) = self.load(id).await?
+            {
+                continue;
+            }
+            let outcome = asked?;
             if self.close(&purchase, &outcome, driver).await? {
                 return Ok(outcome);
             }
@@ -246,37 +278,6 @@ impl Purchases {
         let resolve_after = self.config.resolve_after;
         let load = async |db: &mut Db| store::purchases::load_purchase(db, id, resolve_after).await;
         Ok(self.pool.repeatable(load).await?)
-    }
-
-    /// Asks LOMS how the purchase stands; an old one is cancelled if that is still possible.
-    async fn ask(&self, purchase: &OpenPurchase, deadline: Deadline) -> Result<Outcome, Error> {
-        let order = match self.loms.place(purchase, deadline).await? {
-            Placement::Placed(order) => order,
-            Placement::Refused(reason) => return Ok(Outcome::Refused { reason }),
-        };
-        fail_point!("order-placed", |_| std::process::abort());
-        let id = order.id;
-        let verdict = match purchase::judge(order, purchase.resolving) {
-            Verdict::Cancel => match self.loms.cancel(id, deadline).await? {
-                Cancellation::Done => return Ok(Outcome::Cancelled { order: id }),
-                Cancellation::TooLate => {
-                    let status = self.loms.status(id, deadline).await?;
-                    purchase::judge(
-                        Order {
-                            id,
-                            status,
-                            shortages: vec![],
-                        },
-                        true,
-                    )
-                }
-            },
-            verdict => verdict,
-        };
-        match verdict {
-            Verdict::Close(outcome) => Ok(outcome),
-            Verdict::Cancel | Verdict::Wait => Err(Error::OrderUndecided { order: id }),
-        }
     }
 
     /// Closes the purchase, unless somebody was quicker or it began to be resolved meanwhile. The cart is locked before
@@ -294,8 +295,16 @@ impl Purchases {
         }
         fail_point!("purchase-closed", |_| std::process::abort());
         METRICS.purchase_closed(outcome);
-        if let Outcome::Refused { reason } = outcome {
-            tracing::error!(purchase.id = %purchase.id, reason, "order refused by loms");
+        match outcome {
+            Outcome::Refused { reason } => {
+                tracing::error!(purchase.id = %purchase.id, reason, "order refused by loms");
+            }
+            Outcome::Unknown { order } => {
+                let order = order.map(|order| order.0);
+                tracing::error!(purchase.id = %purchase.id, user.id = purchase.user.get(), order.id = order,
+                    "outcome of a purchase is unknown, an order may exist");
+            }
+            Outcome::Made { .. } | Outcome::Failed { .. } | Outcome::Cancelled { .. } => {}
         }
         self.tell(purchase.id, driver).await;
         Ok(true)
@@ -317,10 +326,10 @@ impl Purchases {
     }
 
     /// A purchase that cannot even be put off is due again when its lease ends, so a failure here is only noted.
-    async fn postpone(&self, id: Uuid, attempts: u32) {
+    async fn postpone(&self, id: Uuid, attempts: u32, unsent: Option<SentMark>) {
         let (first, most) = (self.config.first_backoff, self.config.most_backoff);
         let wait = purchase::backoff(attempts, first, most, rand::random());
-        let postpone = async |db: &mut Db| store::recovery::postpone(db, id, wait).await;
+        let postpone = async |db: &mut Db| store::recovery::postpone(db, id, wait, unsent).await;
         if let Err(error) = self.pool.repeatable(postpone).await {
             NOT_POSTPONED.failed(&format_args!("purchase {id}: {error}"));
         }
@@ -336,7 +345,10 @@ async fn write_close(db: &mut Db, purchase: &OpenPurchase, outcome: &Outcome) ->
     }
     match outcome {
         Outcome::Made { .. } => {}
-        Outcome::Failed { .. } | Outcome::Cancelled { .. } | Outcome::Refused { .. } => {
+        Outcome::Failed { .. }
+        | Outcome::Cancelled { .. }
+        | Outcome::Refused { .. }
+        | Outcome::Unknown { .. } => {
             store::carts::give_lines_back(&mut tx, purchase.cart_id, purchase.id).await?;
         }
     }
@@ -351,5 +363,6 @@ fn answer(outcome: Outcome) -> Result<OrderId, Error> {
         Outcome::Failed { order, shortages } => Err(Error::OrderFailed { order, shortages }),
         Outcome::Cancelled { order } => Err(Error::OrderCancelled { order }),
         Outcome::Refused { .. } => Err(Error::OrderRefused),
+        Outcome::Unknown { order } => Err(Error::OrderOutcomeUnknown { order }),
     }
 }

@@ -109,6 +109,7 @@ impl App {
             pool: pool.clone(),
             open_to_unauthenticated: config.admin.allow_unauthenticated,
             max_lines: config.orders.max_lines,
+            keys_kept: config.keys.keep,
             placements,
             payments,
             relay,

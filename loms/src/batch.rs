@@ -100,6 +100,7 @@ pub(crate) async fn place_batch(
         .zip(&ids)
         .map(|(owner, id)| match owner {
             Owner::Reused => (false, Err(Error::KeyReused)),
+            Owner::Abandoned => (false, Err(Error::KeyAbandoned)),
             Owner::Order(order) => match made.get(&order) {
                 Some(placed) => (order == *id, Ok(placed.clone())),
                 None => {
@@ -128,13 +129,15 @@ enum Owner {
     Order(OrderId),
     /// The key stands for another request.
     Reused,
+    /// The key was given up before an order was made for it.
+    Abandoned,
 }
 
 impl Owner {
     fn order(self) -> Option<OrderId> {
         match self {
             Owner::Order(order) => Some(order),
-            Owner::Reused => None,
+            Owner::Reused | Owner::Abandoned => None,
         }
     }
 }
@@ -165,7 +168,9 @@ async fn claim_keys(
             };
             let first = *firsts.get(&(order.user, key.key.as_str()))?;
             let owner = known.get(&ids[first])?;
-            Some(if owner.body_hash == key.body_hash {
+            Some(if owner.is_tombstone() {
+                Owner::Abandoned
+            } else if owner.body_hash == key.body_hash {
                 Owner::Order(owner.order)
             } else {
                 Owner::Reused

@@ -25,6 +25,10 @@ pub(crate) enum Error {
     PaymentLate(OrderId),
     #[error("the idempotency key was used for another request")]
     KeyReused,
+    #[error("the idempotency key was given up, no order is made for it")]
+    KeyAbandoned,
+    #[error("the idempotency key is too old to know what was made for it")]
+    KeyExpired,
     #[error("the delivery id was used for another delivery")]
     DeliveryReused,
     #[error("only a caller with a client certificate may do this")]
@@ -53,6 +57,7 @@ fn verb(event: Event) -> &'static str {
         Event::Pay => "payed",
         Event::Cancel => "cancelled",
         Event::Expire => "expired",
+        Event::Abandon => "abandoned",
     }
 }
 
@@ -62,7 +67,10 @@ impl Error {
             Error::Invalid(_) | Error::KeyReused | Error::DeliveryReused => Code::InvalidArgument,
             Error::Stranger => Code::Unauthenticated,
             Error::OrderUnknown(_) => Code::NotFound,
-            Error::Illegal { .. } | Error::PaymentLate(_) => Code::FailedPrecondition,
+            Error::Illegal { .. }
+            | Error::PaymentLate(_)
+            | Error::KeyAbandoned
+            | Error::KeyExpired => Code::FailedPrecondition,
             Error::Busy => Code::ResourceExhausted,
             Error::Late => Code::DeadlineExceeded,
             Error::Stopping | Error::StockLocked => Code::Unavailable,
@@ -93,6 +101,14 @@ impl Error {
             },
             Error::KeyReused => Detail::Reason {
                 reason: "IDEMPOTENCY_KEY_REUSED",
+                metadata: Vec::new(),
+            },
+            Error::KeyAbandoned => Detail::Reason {
+                reason: "KEY_ABANDONED",
+                metadata: Vec::new(),
+            },
+            Error::KeyExpired => Detail::Reason {
+                reason: "KEY_EXPIRED",
                 metadata: Vec::new(),
             },
             Error::DeliveryReused => Detail::Reason {

@@ -1,5 +1,7 @@
 //! The gRPC service: parse, one use case, reply.
 
+use std::time::Duration;
+
 use pbjson_types::{Empty, Timestamp};
 use platform::{
     error::Fields,
@@ -15,6 +17,7 @@ use time::OffsetDateTime;
 use tonic::{Request, Response, Status as GrpcStatus};
 
 use crate::{
+    abandon::{self, Abandoned, Abandonment},
     allocation::Shortage,
     batch::{IdempotencyKey, NewOrder},
     delivery::{self, Delivery},
@@ -36,6 +39,8 @@ pub(crate) struct LomsService {
     pub(crate) open_to_unauthenticated: bool,
     /// Lines that an order may have before they are summed.
     pub(crate) max_lines: usize,
+    /// How long idempotency keys are kept.
+    pub(crate) keys_kept: Duration,
     pub(crate) placements: Placements,
     pub(crate) payments: Payments,
     pub(crate) relay: Relay,
@@ -127,6 +132,22 @@ impl pb::loms_server::Loms for LomsService {
             .map_err(|_| Error::Broken)??;
         Ok(Response::new(pb::ReceiveStockResponse { already_received }))
     }
+
+    async fn abandon_order(
+        &self,
+        request: Request<pb::AbandonOrderRequest>,
+    ) -> Reply<pb::AbandonOrderResponse> {
+        let what = abandonment(request.into_inner())?;
+        tracing::Span::current().record("user.id", what.user.get());
+        let (pool, relay, keep) = (self.pool.clone(), self.relay.clone(), self.keys_kept);
+        let work = async move { abandon::abandon(&pool, &relay, keep, &what).await };
+        let abandoned = self
+            .tasks
+            .run("abandon", work)
+            .await
+            .map_err(|_| Error::Broken)??;
+        Ok(Response::new(abandoned.into()))
+    }
 }
 
 /// Every number is the id of an order or of none, which is NOT_FOUND: ids come from us.
@@ -171,6 +192,51 @@ fn new_order(request: pb::CreateOrderRequest, max_lines: usize) -> Result<NewOrd
         }
         (Err(violations), ..) => Err(Error::Invalid(violations)),
         (Ok(()), ..) => Err(Error::Broken),
+    }
+}
+
+fn abandonment(request: pb::AbandonOrderRequest) -> Result<Abandonment, Error> {
+    let mut fields = Fields::new();
+    let user = UserId::new(request.user);
+    fields.check(user.is_some(), "user", "must be above 0");
+    let is_key = delivery::is_key(&request.idempotency_key);
+    fields.check(
+        is_key,
+        "idempotency_key",
+        "must be 1 to 128 printable ASCII characters",
+    );
+    let first_tried_at = request.first_tried_at.and_then(instant);
+    fields.check(first_tried_at.is_some(), "first_tried_at", "must be a time");
+    match (fields.finish(), user, first_tried_at) {
+        (Ok(()), Some(user), Some(first_tried_at)) => Ok(Abandonment {
+            user,
+            key: request.idempotency_key,
+            first_tried_at,
+            traceparent: telemetry::traceparent(),
+        }),
+        (Err(violations), ..) => Err(Error::Invalid(violations)),
+        (Ok(()), ..) => Err(Error::Broken),
+    }
+}
+
+impl From<Abandoned> for pb::AbandonOrderResponse {
+    fn from(abandoned: Abandoned) -> pb::AbandonOrderResponse {
+        use pb::abandon_order_response::Outcome;
+        let outcome = match abandoned {
+            Abandoned::Nothing => Outcome::Abandoned(Empty {}),
+            Abandoned::Order {
+                id,
+                status,
+                shortages,
+            } => Outcome::Order(pb::AbandonedOrder {
+                order_id: id.0,
+                status: status.to_string(),
+                shortages: shortages.into_iter().map(Into::into).collect(),
+            }),
+        };
+        pb::AbandonOrderResponse {
+            outcome: Some(outcome),
+        }
     }
 }
 
@@ -232,6 +298,13 @@ impl From<OrderRow> for pb::ListOrderResponse {
             history: history.collect(),
         }
     }
+}
+
+fn instant(at: Timestamp) -> Option<OffsetDateTime> {
+    let seconds = OffsetDateTime::from_unix_timestamp(at.seconds).ok()?;
+    seconds
+        .replace_nanosecond(u32::try_from(at.nanos).ok()?)
+        .ok()
 }
 
 fn timestamp(at: OffsetDateTime) -> Timestamp {

@@ -9,6 +9,7 @@
 //! puts it together, `import` takes over the orders of the system before, and `crash` names the points at which tests end the
 //! process.
 
+mod abandon;
 mod allocation;
 mod app;
 mod audit;

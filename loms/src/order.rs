@@ -163,6 +163,8 @@ pub(crate) enum Event {
     Cancel,
     /// The payment deadline passed.
     Expire,
+    /// The purchase that made it was given up.
+    Abandon,
 }
 
 /// An event that the status does not allow.
@@ -191,13 +193,17 @@ impl Status {
             (Status::New, Event::Reserve) => Ok(Status::AwaitingPayment),
             (Status::New, Event::Reject) => Ok(Status::Failed),
             (Status::AwaitingPayment | Status::Payed, Event::Pay) => Ok(Status::Payed),
-            (Status::AwaitingPayment | Status::Cancelled, Event::Cancel | Event::Expire) => {
-                Ok(Status::Cancelled)
-            }
-            (Status::New, Event::Pay | Event::Cancel | Event::Expire)
+            (
+                Status::AwaitingPayment | Status::Cancelled,
+                Event::Cancel | Event::Expire | Event::Abandon,
+            ) => Ok(Status::Cancelled),
+            (Status::New, Event::Pay | Event::Cancel | Event::Expire | Event::Abandon)
             | (Status::AwaitingPayment, Event::Reserve | Event::Reject)
             | (Status::Failed, _)
-            | (Status::Payed, Event::Reserve | Event::Reject | Event::Cancel | Event::Expire)
+            | (
+                Status::Payed,
+                Event::Reserve | Event::Reject | Event::Cancel | Event::Expire | Event::Abandon,
+            )
             | (Status::Cancelled, Event::Reserve | Event::Reject | Event::Pay) => Err(Illegal),
         }
     }
@@ -227,6 +233,8 @@ pub(crate) enum Actor {
     Timeout,
     /// The system before, or what was made of its orders when they were taken over.
     Import,
+    /// Checkout, for a purchase that was given up.
+    Abandoned,
 }
 
 impl Actor {
@@ -235,6 +243,7 @@ impl Actor {
             Actor::User => "user",
             Actor::Timeout => "timeout",
             Actor::Import => "import",
+            Actor::Abandoned => "abandoned",
         }
     }
 }
@@ -243,12 +252,13 @@ impl Actor {
 mod tests {
     use super::*;
 
-    const EVENTS: [Event; 5] = [
+    const EVENTS: [Event; 6] = [
         Event::Reserve,
         Event::Reject,
         Event::Pay,
         Event::Cancel,
         Event::Expire,
+        Event::Abandon,
     ];
 
     #[test]
@@ -257,12 +267,22 @@ mod tests {
         let table = [
             (
                 Status::New,
-                [Ok(Status::AwaitingPayment), Ok(Status::Failed), no, no, no],
+                [
+                    Ok(Status::AwaitingPayment),
+                    Ok(Status::Failed),
+                    no,
+                    no,
+                    no,
+                    no,
+                ],
             ),
-            (Status::AwaitingPayment, [no, no, pay, cancel, cancel]),
-            (Status::Failed, [no; 5]),
-            (Status::Payed, [no, no, pay, no, no]),
-            (Status::Cancelled, [no, no, no, cancel, cancel]),
+            (
+                Status::AwaitingPayment,
+                [no, no, pay, cancel, cancel, cancel],
+            ),
+            (Status::Failed, [no; 6]),
+            (Status::Payed, [no, no, pay, no, no, no]),
+            (Status::Cancelled, [no, no, no, cancel, cancel, cancel]),
         ];
         for (status, row) in table {
             for (event, expected) in EVENTS.into_iter().zip(row) {

@@ -98,10 +98,10 @@ pub(crate) async fn settle(
     } else {
         store::end_reservations(db, &ended).await?
     };
-    let actor = if event == Event::Expire {
-        Actor::Timeout
-    } else {
-        Actor::User
+    let actor = match event {
+        Event::Expire => Actor::Timeout,
+        Event::Abandon => Actor::Abandoned,
+        Event::Reserve | Event::Reject | Event::Pay | Event::Cancel => Actor::User,
     };
     let traces: HashMap<OrderId, Option<&str>> = changes
         .iter()

@@ -11,4 +11,5 @@ pub const METHODS: Methods = &[
     ("/loms.Loms/CancelOrder", &[Role::Checkout, Role::Gateway]),
     ("/loms.Loms/Stocks", Role::ANY),
     ("/loms.Loms/ReceiveStock", &[Role::Operator]),
+    ("/loms.Loms/AbandonOrder", &[Role::Checkout]),
 ];

@@ -14,6 +14,7 @@ use futures::future::BoxFuture;
 use http::{HeaderValue, Request, Response};
 use prometheus::{CounterVec, Opts};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{
     Status,
     body::Body,
@@ -24,7 +25,7 @@ use tracing::{Instrument as _, Span, field::Empty};
 
 use crate::{
     certificates::{Files, PemFile},
-    connect::{ClientTls, Connect},
+    connect::{ClientTls, Connect, ConnectOnce},
     deadline::timeout_of,
     error::{Code, Fault, StartError, go_name},
     grpc::{Deadline, code_of, record_code, registered},
@@ -74,6 +75,10 @@ impl Neighbour {
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
+    endpoint: Endpoint,
+    connect: Connect,
+    /// Of a client that is one connection: that it is no more.
+    closed: CancellationToken,
     timeout: Duration,
     name: &'static str,
     calls: CounterVec,
@@ -120,11 +125,51 @@ impl Client {
             endpoint = endpoint.origin(origin.map_err(|error| is_no_uri(&error))?);
         }
         Ok(Client {
-            channel: endpoint.connect_with_connector_lazy(connect),
+            channel: endpoint.connect_with_connector_lazy(connect.clone()),
+            endpoint,
+            connect,
+            closed: CancellationToken::new(),
             timeout: neighbour.timeout,
             name: neighbour.name,
             calls: outbound_calls(service),
         })
+    }
+
+    /// A client whose calls all go over one connection, which is made now: what is known of its
+    /// other end stays true as long as it lives.
+    ///
+    /// # Errors
+    /// UNAVAILABLE: there is no connection; DEADLINE_EXCEEDED: there is none in time.
+    pub async fn one_connection(&self, deadline: Deadline) -> Result<Client, Status> {
+        let closed = CancellationToken::new();
+        let once = ConnectOnce::new(self.connect.clone(), closed.clone());
+        let allowed = self.timeout.min(deadline.remaining());
+        let connecting = self.endpoint.connect_with_connector(once);
+        match tokio::time::timeout(allowed, connecting).await {
+            Ok(Ok(channel)) => Ok(Client {
+                channel,
+                closed,
+                ..self.clone()
+            }),
+            Ok(Err(error)) => {
+                let cause = format!("is not to be reached: {:#}", anyhow::Error::from(error));
+                Err(self.fault(Code::Unavailable, &cause))
+            }
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    /// Whether this one connection is no more, as far as it is known.
+    pub fn is_closed(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    fn fault(&self, code: Code, what: &str) -> Status {
+        Fault::new(code, format!("{} {what}", self.name)).into()
+    }
+
+    fn late(&self) -> Status {
+        self.fault(Code::DeadlineExceeded, "did not answer in time")
     }
 
     /// A request that carries what is left of the time.
@@ -144,10 +189,6 @@ impl Client {
         answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T, Status> {
         let (began, allowed) = (Instant::now(), self.timeout.min(deadline.remaining()));
-        let fault = |code: Code, what: &str| {
-            Status::from(Fault::new(code, format!("{} {what}", self.name)))
-        };
-        let late = || fault(Code::DeadlineExceeded, "did not answer in time");
         match tokio::time::timeout(allowed, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             // a server (tonic's among them) answers an expired grpc-timeout with CANCELLED; hyper says the same of a
@@ -155,13 +196,13 @@ impl Client {
             Ok(Err(status)) if status.code() == tonic::Code::Cancelled => {
                 let is_late = began.elapsed() + TIMER_SLACK >= allowed;
                 Err(if is_late {
-                    late()
+                    self.late()
                 } else {
-                    fault(Code::Unavailable, "broke off the call")
+                    self.fault(Code::Unavailable, "broke off the call")
                 })
             }
             Ok(Err(status)) => Err(status),
-            Err(_) => Err(late()),
+            Err(_) => Err(self.late()),
         }
     }
 }
@@ -190,9 +231,9 @@ impl Service<Request<Body>> for Client {
             due: timeout_of(request.headers()).map(|allowed| Instant::now() + allowed),
             code: None,
         };
-        let answer = self.channel.call(request);
+        let (answer, closed) = (self.channel.call(request), self.closed.clone());
         let counted = async move {
-            let answer = answer.await;
+            let answer = answer.await.inspect_err(|_| closed.cancel());
             outcome.end(match &answer {
                 Ok(response) => code_of(response.headers()),
                 Err(_) => tonic::Code::Unavailable,

@@ -12,6 +12,7 @@ use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName, sign::SingleCertAndKey};
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Service};
 
 use crate::{
@@ -64,7 +65,7 @@ impl ClientTls {
         if session.alpn_protocol() != Some(ALPN) {
             return Err("the other side does not speak HTTP/2 over TLS".into());
         }
-        Ok(Transport::Tls(Box::new(stream.into())))
+        Ok(Transport::tls(stream.into()))
     }
 }
 
@@ -86,6 +87,7 @@ fn client_config(loaded: &Loaded) -> Result<ClientConfig, rustls::Error> {
 
 /// Connects, and remembers a host that does not answer. A channel connects for one waiting call at a time: a hundred
 /// callers of a host that is gone would wait for a hundred time-outs, one after the other.
+#[derive(Clone)]
 pub(crate) struct Connect {
     tcp: HttpConnector,
     tls: Option<ClientTls>,
@@ -139,10 +141,51 @@ impl Service<Uri> for Connect {
             }
             let stream = connected?.into_inner();
             let Some(tls) = tls else {
-                return Ok(TokioIo::new(Transport::Plain(stream)));
+                return Ok(TokioIo::new(Transport::plain(stream)));
             };
             let connected = tokio::time::timeout(handshake_timeout, tls.connect(stream)).await;
             Ok(TokioIo::new(connected??))
+        })
+    }
+}
+
+/// Connects once: the channel over it is one connection, and ends with it.
+pub(crate) struct ConnectOnce {
+    connect: Option<Connect>,
+    closed: CancellationToken,
+}
+
+impl ConnectOnce {
+    /// `closed` is cancelled when there is no connection any more.
+    pub(crate) fn new(connect: Connect, closed: CancellationToken) -> Self {
+        ConnectOnce {
+            connect: Some(connect),
+            closed,
+        }
+    }
+}
+
+impl Service<Uri> for ConnectOnce {
+    type Response = TokioIo<Transport>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<TokioIo<Transport>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match &mut self.connect {
+            Some(connect) => connect.poll_ready(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Some(mut connect) = self.connect.take() else {
+            self.closed.cancel();
+            return Box::pin(std::future::ready(Err("the connection is closed".into())));
+        };
+        let (connecting, closed) = (connect.call(uri), self.closed.clone());
+        Box::pin(async move {
+            let transport = connecting.await?.into_inner();
+            Ok(TokioIo::new(transport.until_closed(closed)))
         })
     }
 }

@@ -129,7 +129,7 @@ impl Acceptor {
             session.set_buffer_limit(Some(UNSENT));
         });
         let stream = tokio::time::timeout(self.bound, handshake).await??;
-        Ok(Transport::Tls(Box::new(stream.into())))
+        Ok(Transport::tls(stream.into()))
     }
 }
 
@@ -200,7 +200,7 @@ impl Listener {
                         continue;
                     };
                     let Some(tls) = self.tls.clone() else {
-                        return self.seated(Transport::Plain(stream), seat);
+                        return self.seated(Transport::plain(stream), seat);
                     };
                     let handshake = async move { Ok((tls.accept(stream).await?, seat)) };
                     self.handshakes.spawn(handshake);

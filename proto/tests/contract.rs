@@ -13,8 +13,8 @@ use prost_types::{
 const CONTRACT: &str = include_str!("../contract.txt");
 const ROUTES: &str = include_str!("../routes.txt");
 
-/// Served to operators over gRPC, never to HTTP clients.
-const GRPC_ONLY: &[&str] = &["/loms.Loms/ReceiveStock"];
+/// Served to operators and to checkout over gRPC, never to HTTP clients.
+const GRPC_ONLY: &[&str] = &["/loms.Loms/ReceiveStock", "/loms.Loms/AbandonOrder"];
 /// Called, not served.
 const OUTSIDE: &str = "/route256.product.ProductService/";
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use platform::pg::Db;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{decode, line};
@@ -17,6 +18,16 @@ pub enum Loaded {
     Open { purchase: OpenPurchase, stale: bool },
     /// Decided.
     Closed { outcome: Outcome, told: bool },
+}
+
+/// That a purchase has not been sent since this was written, if it is still there.
+#[derive(Clone, Copy)]
+pub struct SentMark(OffsetDateTime);
+
+impl SentMark {
+    pub(super) fn at(self) -> OffsetDateTime {
+        self.0
+    }
 }
 
 /// The user's purchase with this key.
@@ -51,23 +62,80 @@ pub async fn find_last(conn: &mut Db, cart_id: i64) -> Result<Option<Found>, sql
     .await
 }
 
-/// Writes a purchase down. The worker leaves it alone for `resume_after`: its own call is at it.
+/// Writes a purchase down, as one that may have been sent to LOMS: its own call is about to do so,
+/// and the mark says that it has not yet. The worker leaves it alone for `resume_after`.
 pub async fn insert_purchase(
     conn: &mut Db,
     cart_id: i64,
     key: Option<&IdempotencyKey>,
     resume_after: Duration,
-) -> Result<Uuid, sqlx::Error> {
-    sqlx::query_scalar!(
-        "INSERT INTO checkout.purchase (cart_id, idempotency_key, next_attempt_at)
-         VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3))
-         RETURNING id",
+) -> Result<(Uuid, SentMark), sqlx::Error> {
+    let row = sqlx::query!(
+        r#"INSERT INTO checkout.purchase (cart_id, idempotency_key, next_attempt_at, sent_at)
+         VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3), clock_timestamp())
+         RETURNING id, sent_at AS "sent_at!""#,
         cart_id,
         key.map(IdempotencyKey::as_str),
         resume_after.as_secs_f64()
     )
     .fetch_one(conn)
-    .await
+    .await?;
+    Ok((row.id, SentMark(row.sent_at)))
+}
+
+/// Marks a purchase as sent to a LOMS that keeps keys, also one that was closed meanwhile: there it
+/// changes nothing. `false`: it must not be, one that ignores keys has been sent it before.
+pub async fn mark_sent(conn: &mut Db, id: Uuid) -> Result<bool, sqlx::Error> {
+    let marked = sqlx::query!(
+        "UPDATE checkout.purchase SET sent_at = clock_timestamp()
+         WHERE id = $1 AND NOT sent_keyless",
+        id
+    )
+    .execute(conn)
+    .await?;
+    Ok(marked.rows_affected() == 1)
+}
+
+/// Marks a purchase as sent to a LOMS that ignores keys. `false`: it must not be, because it may have
+/// been sent since `unsent`, or at all, or is closed.
+pub async fn mark_sent_keyless(
+    conn: &mut Db,
+    id: Uuid,
+    unsent: Option<SentMark>,
+) -> Result<bool, sqlx::Error> {
+    let marked = sqlx::query!(
+        "UPDATE checkout.purchase SET sent_at = clock_timestamp(), sent_keyless = true
+         WHERE id = $1 AND closed_at IS NULL AND (sent_at IS NULL OR sent_at = $2)",
+        id,
+        unsent.map(|mark| mark.0)
+    )
+    .execute(conn)
+    .await?;
+    Ok(marked.rows_affected() == 1)
+}
+
+/// Marks the order of a purchase as one that LOMS is asked to cancel; whether it had not been asked.
+pub async fn mark_cancel_sent(conn: &mut Db, id: Uuid) -> Result<bool, sqlx::Error> {
+    let marked = sqlx::query!(
+        "UPDATE checkout.purchase SET cancel_sent_at = clock_timestamp()
+         WHERE id = $1 AND closed_at IS NULL AND cancel_sent_at IS NULL",
+        id
+    )
+    .execute(conn)
+    .await?;
+    Ok(marked.rows_affected() == 1)
+}
+
+/// Writes down which order an open purchase has.
+pub async fn note_order(conn: &mut Db, id: Uuid, order: OrderId) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE checkout.purchase SET order_id = $2 WHERE id = $1 AND closed_at IS NULL",
+        id,
+        order.0
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Gives a purchase without a key the key of the call that is answered from it, so that a retry of that call is exact.
@@ -90,9 +158,11 @@ pub async fn load_purchase(
 ) -> Result<Option<Loaded>, sqlx::Error> {
     let row = sqlx::query!(
         r#"SELECT purchase.cart_id, cart.user_id, purchase.resolving, purchase.attempts, purchase.told,
-                  purchase.outcome, purchase.order_id, purchase.refusal,
+                  purchase.outcome, purchase.outcome_unknown, purchase.order_id, purchase.refusal,
+                  purchase.sent_keyless,
                   purchase.shortages::text AS "shortages!",
-                  purchase.created_at + make_interval(secs => $2) <= clock_timestamp() AS "stale!"
+                  purchase.created_at + make_interval(secs => $2) <= clock_timestamp() AS "stale!",
+                  COALESCE(purchase.sent_at + make_interval(secs => $2) <= clock_timestamp(), true) AS "sent_long_ago!"
            FROM checkout.purchase JOIN checkout.cart ON cart.id = purchase.cart_id
            WHERE purchase.id = $1"#,
         id,
@@ -103,7 +173,11 @@ pub async fn load_purchase(
     let Some(row) = row else { return Ok(None) };
     if let Some(name) = row.outcome {
         let order = row.order_id.map(OrderId);
-        let outcome = outcome(&name, order, &row.shortages, row.refusal)?;
+        let outcome = if row.outcome_unknown {
+            Outcome::Unknown { order }
+        } else {
+            outcome(&name, order, &row.shortages, row.refusal)?
+        };
         return Ok(Some(Loaded::Closed {
             outcome,
             told: row.told,
@@ -116,6 +190,9 @@ pub async fn load_purchase(
         lines: list_items(conn, id).await?,
         resolving: row.resolving,
         attempts: u32::try_from(row.attempts).unwrap_or_default(),
+        order: row.order_id.map(OrderId),
+        sent_keyless: row.sent_keyless,
+        sent_long_ago: row.sent_long_ago,
     };
     Ok(Some(Loaded::Open {
         purchase,
@@ -148,6 +225,8 @@ fn outcome(
         ("made", Some(order)) => Ok(Outcome::Made { order }),
         ("failed", Some(order)) => Ok(Outcome::Failed { order, shortages }),
         ("cancelled", Some(order)) => Ok(Outcome::Cancelled { order }),
+        // the next release writes it so
+        ("unknown", order) => Ok(Outcome::Unknown { order }),
         ("refused", None) => Ok(Outcome::Refused {
             reason: refusal.unwrap_or_default(),
         }),
@@ -176,20 +255,29 @@ pub async fn close_purchase(
     let (shortages, refusal): (&[Shortage], Option<&str>) = match outcome {
         Outcome::Failed { shortages, .. } => (shortages, None),
         Outcome::Refused { reason } => (&[], Some(reason)),
-        Outcome::Made { .. } | Outcome::Cancelled { .. } => (&[], None),
+        Outcome::Unknown { order: None } => (&[], Some("the outcome is unknown")),
+        Outcome::Made { .. } | Outcome::Cancelled { .. } | Outcome::Unknown { .. } => (&[], None),
+    };
+    // as the release before can read it
+    let (name, unknown) = match outcome {
+        Outcome::Unknown { order: None } => ("refused", true),
+        Outcome::Unknown { order: Some(_) } => ("cancelled", true),
+        known => (known.name(), false),
     };
     let shortages =
         serde_json::to_string(shortages).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let closed = sqlx::query!(
         "UPDATE checkout.purchase
-         SET closed_at = clock_timestamp(), outcome = $3, order_id = $4, shortages = $5::text::jsonb, refusal = $6
+         SET closed_at = clock_timestamp(), outcome = $3, order_id = $4, shortages = $5::text::jsonb, refusal = $6,
+             outcome_unknown = $7
          WHERE id = $1 AND closed_at IS NULL AND resolving = $2",
         purchase.id,
         purchase.resolving,
-        outcome.name(),
+        name,
         outcome.order().map(|order| order.0),
         shortages,
-        refusal
+        refusal,
+        unknown
     )
     .execute(conn)
     .await?;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use platform::pg::Db;
 use uuid::Uuid;
 
+use super::purchases::SentMark;
+
 /// Open purchases, for the metrics.
 pub struct Backlog {
     /// How many.
@@ -40,14 +42,22 @@ pub async fn claim_due(
     .await
 }
 
-/// Puts the next attempt off, by the database's clock.
-pub async fn postpone(conn: &mut Db, id: Uuid, wait: Duration) -> Result<(), sqlx::Error> {
+/// Puts the next attempt off, by the database's clock. With `unsent`, the purchase was not sent to
+/// LOMS, unless somebody else has done so.
+pub async fn postpone(
+    conn: &mut Db,
+    id: Uuid,
+    wait: Duration,
+    unsent: Option<SentMark>,
+) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "UPDATE checkout.purchase
-         SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + make_interval(secs => $2)
+         SET attempts = attempts + 1, next_attempt_at = clock_timestamp() + make_interval(secs => $2),
+             sent_at = CASE WHEN sent_at = $3 THEN NULL ELSE sent_at END
          WHERE id = $1 AND closed_at IS NULL",
         id,
-        wait.as_secs_f64()
+        wait.as_secs_f64(),
+        unsent.map(SentMark::at)
     )
     .execute(conn)
     .await?;

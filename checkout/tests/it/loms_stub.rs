@@ -28,6 +28,10 @@ pub(crate) enum Mood {
     HoldsBefore,
     /// Places the order, then waits with the answer until released.
     HoldsAfter,
+    /// Does not say how an order stands.
+    HidesOrders,
+    /// Leaves an order that it places `new`; only one that ignores keys does that.
+    LeavesNew,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,7 +196,7 @@ impl LomsStub {
         self.0.gate.add_permits(1);
     }
 
-    fn mood_now(&self) -> Mood {
+    pub(crate) fn mood_now(&self) -> Mood {
         self.0.state.lock().unwrap().mood
     }
 
@@ -201,7 +205,7 @@ impl LomsStub {
         self.0.gate.acquire().await.unwrap().forget();
     }
 
-    async fn behave(&self) -> Result<(), Status> {
+    pub(crate) async fn behave(&self) -> Result<(), Status> {
         match self.mood_now() {
             Mood::Away => Err(Status::unavailable("away")),
             Mood::Busy => Err(Status::resource_exhausted("busy")),
@@ -253,7 +257,7 @@ impl LomsStub {
         order
     }
 
-    fn find(&self, id: i64) -> Result<Order, Status> {
+    pub(crate) fn find(&self, id: i64) -> Result<Order, Status> {
         let found = self.orders().into_iter().find(|order| order.id == id);
         found.ok_or_else(|| Status::not_found("order"))
     }
@@ -302,6 +306,9 @@ impl server::Loms for LomsStub {
         request: Request<pb::ListOrderRequest>,
     ) -> Result<Response<pb::ListOrderResponse>, Status> {
         self.behave().await?;
+        if self.mood_now() == Mood::HidesOrders {
+            return Err(Status::unavailable("hidden"));
+        }
         let order = self.find(request.into_inner().order_id)?;
         Ok(Response::new(pb::ListOrderResponse {
             status: order.status,
@@ -365,5 +372,14 @@ impl server::Loms for LomsStub {
         _: Request<pb::ReceiveStockRequest>,
     ) -> Result<Response<pb::ReceiveStockResponse>, Status> {
         Err(Status::unimplemented("checkout does not receive"))
+    }
+
+    async fn abandon_order(
+        &self,
+        request: Request<pb::AbandonOrderRequest>,
+    ) -> Result<Response<pb::AbandonOrderResponse>, Status> {
+        let asked = request.into_inner();
+        assert_eq!(asked, pb::AbandonOrderRequest::default(), "a question only");
+        Err(Status::invalid_argument("user, key, time"))
     }
 }

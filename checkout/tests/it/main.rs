@@ -9,6 +9,8 @@ mod carts;
 mod concurrency;
 mod crashes;
 mod import;
+mod keyless;
+mod loms_ignoring_keys;
 mod loms_stub;
 mod metrics;
 mod neighbours;

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -29,6 +29,7 @@ pub(crate) enum Line {
 /// Passes on every connection; dropped, it takes all of them down and refuses new ones.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
+    target: Arc<Mutex<String>>,
     line: watch::Sender<Line>,
     connections: Arc<AtomicUsize>,
     _accepting: JoinSet<()>,
@@ -39,11 +40,13 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (line, state) = watch::channel(Line::Up);
+        let target = Arc::new(Mutex::new(target));
         let connections = Arc::new(AtomicUsize::new(0));
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, target, state, connections.clone()));
+        accepting.spawn(accept(listener, target.clone(), state, connections.clone()));
         Self {
             address,
+            target,
             line,
             connections,
             _accepting: accepting,
@@ -54,6 +57,12 @@ impl Proxy {
         self.line.send_replace(line);
     }
 
+    /// Breaks all connections off; new ones lead to another server.
+    pub(crate) fn lead_to(&self, target: String) {
+        *self.target.lock().unwrap() = target;
+        self.set(Line::Cut);
+    }
+
     /// How many there have been.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
@@ -62,7 +71,7 @@ impl Proxy {
 
 async fn accept(
     listener: TcpListener,
-    target: String,
+    target: Arc<Mutex<String>>,
     mut line: watch::Receiver<Line>,
     connections: Arc<AtomicUsize>,
 ) {
@@ -81,7 +90,8 @@ async fn accept(
         tokio::select! {
             accepted = open.accept() => {
                 let (near, _) = accepted.unwrap();
-                let far = TcpStream::connect(&target).await.unwrap();
+                let target = target.lock().unwrap().clone();
+                let far = TcpStream::connect(target).await.unwrap();
                 connections.fetch_add(1, Ordering::SeqCst);
                 let (near_in, near_out) = near.into_split();
                 let (far_in, far_out) = far.into_split();

@@ -175,10 +175,10 @@ async fn at_most_four_are_finished_at_once() {
     });
     let app = TestApp::start_with(pool, patience).await;
     app.loms.stock(5, 100);
+    // away all the time: the worker would finish what it finds between two users
+    app.loms.mood(Mood::Away);
     for user in 1..=6 {
-        app.loms.mood(Mood::Well);
-        app.add(user, 5, 1).await.unwrap();
-        app.loms.mood(Mood::Away);
+        fill(&app.pool, user, &(5..6)).await;
         let status = app.purchase(user).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
     }

@@ -26,7 +26,7 @@ const HEART: u32 = 85_123_001;
 /// Section 10 of the design, by role.
 const MAY: [(&str, &[&str]); 4] = [
     ("operator", &["ReceiveStock"]),
-    ("checkout", &["CreateOrder", "CancelOrder"]),
+    ("checkout", &["CreateOrder", "AbandonOrder", "CancelOrder"]),
     (
         "gateway",
         &[
@@ -55,6 +55,7 @@ const METHODS: [(&str, &[&str]); 3] = [
             "CancelOrder",
             "Stocks",
             "ReceiveStock",
+            "AbandonOrder",
         ],
     ),
     ("/notifications.Notifications/", &["GetHistoryWithPeriod"]),

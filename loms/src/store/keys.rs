@@ -6,6 +6,7 @@ use std::{
 };
 
 use platform::pg::Db;
+use time::OffsetDateTime;
 
 use crate::order::{OrderId, UserId};
 
@@ -21,6 +22,43 @@ pub(crate) struct KeyClaim<'a> {
 pub(crate) struct KeyOwner {
     pub(crate) body_hash: Vec<u8>,
     pub(crate) order: OrderId,
+}
+
+/// What stands in a key's row instead of an order when the key was given up. Its hash is that of no
+/// request: a replica of the release before answers with `IDEMPOTENCY_KEY_REUSED`.
+const NO_ORDER: OrderId = OrderId(0);
+
+impl KeyOwner {
+    /// Whether the key was given up before an order was made for it.
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.order == NO_ORDER
+    }
+}
+
+/// Gives a key up, if nobody has claimed it; whether it is given up now. Waits for whoever is
+/// claiming it right now.
+pub(crate) async fn insert_tombstone(db: &mut Db, user: UserId, key: &str) -> sqlx::Result<bool> {
+    let inserted = sqlx::query!(
+        "INSERT INTO loms.idempotency_key (user_id, key, body_hash, order_id)
+         VALUES ($1, $2, '', $3) ON CONFLICT DO NOTHING",
+        user.get(),
+        key,
+        NO_ORDER.0
+    )
+    .execute(db)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Whether `at` is longer than `age` ago by the database's clock.
+pub(crate) async fn is_older(db: &mut Db, at: OffsetDateTime, age: Duration) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"SELECT $1 < clock_timestamp() - make_interval(secs => $2) AS "older!""#,
+        at,
+        age.as_secs_f64()
+    )
+    .fetch_one(db)
+    .await
 }
 
 /// Claims keys, and returns the orders whose keys were free. Waits for whoever is claiming the same key right now.

@@ -44,6 +44,7 @@ mod shop;
 mod deliveries;
 mod expiry;
 
+mod abandon;
 mod attacks;
 mod audit;
 mod events;

@@ -1,0 +1,155 @@
+//! What LOMS is asked about an open purchase, and what may be sent to it. A LOMS that keeps keys gives
+//! the same order for the same key, as often as it is asked. One that ignores them makes another order
+//! each time: it is sent an order only if nobody may have sent it before, to any LOMS, and a
+//! cancellation once. That it is sent is written down before.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fail::fail_point;
+use futures::FutureExt as _;
+use platform::{
+    grpc::Deadline,
+    pg::{Db, Pool},
+};
+
+use crate::{
+    clients::loms::{Cancellation, Keys, Loms, Placement},
+    error::Error,
+    purchase::{self, OpenPurchase, Order, OrderId, Outcome, Verdict},
+    store::purchases::{self as store, SentMark},
+};
+
+/// What one driver of a purchase knows of what was sent.
+#[derive(Default)]
+pub struct Sending {
+    /// Its own mark, if it began the purchase: with it, the purchase counts as sent already.
+    begun: Option<SentMark>,
+    sent: AtomicBool,
+}
+
+impl Sending {
+    /// Of the driver that has just begun the purchase.
+    pub fn begun(mark: SentMark) -> Self {
+        Self {
+            begun: Some(mark),
+            sent: AtomicBool::new(false),
+        }
+    }
+
+    /// Its mark, if it has not sent the purchase.
+    pub fn unsent(&self) -> Option<SentMark> {
+        self.begun.filter(|_| !self.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// Asks LOMS; clones share everything.
+#[derive(Clone)]
+pub struct Sender {
+    pool: Pool,
+    loms: Loms,
+}
+
+impl Sender {
+    /// What is sent is written down in `pool`.
+    pub fn new(pool: Pool, loms: Loms) -> Self {
+        Self { pool, loms }
+    }
+
+    /// How the purchase stands; an old one is cancelled if that is still possible.
+    ///
+    /// # Errors
+    /// LOMS or the database does not answer, or the order is not decided.
+    pub async fn ask(
+        &self,
+        purchase: &OpenPurchase,
+        sending: &Sending,
+        deadline: Deadline,
+    ) -> Result<Outcome, Error> {
+        let order = match purchase.order {
+            Some(id) => self.look_up(id, deadline).await?,
+            None if purchase.sent_keyless => return undecided(purchase),
+            None => {
+                let permit = |keys| self.may_place(purchase, sending, keys).boxed();
+                match self.loms.place(purchase, deadline, &permit).await? {
+                    Placement::Placed(order) => order,
+                    Placement::Made(id) => {
+                        let note = async |db: &mut Db| store::note_order(db, purchase.id, id).await;
+                        self.pool.repeatable(note).await?;
+                        self.look_up(id, deadline).await?
+                    }
+                    Placement::Refused(reason) => return Ok(Outcome::Refused { reason }),
+                    Placement::NotSent => return undecided(purchase),
+                }
+            }
+        };
+        fail_point!("order-placed", |_| std::process::abort());
+        let id = order.id;
+        let verdict = match purchase::judge(order, purchase.resolving) {
+            Verdict::Cancel => {
+                let permit = |keys| self.may_cancel(purchase, keys).boxed();
+                match self.loms.cancel(id, deadline, &permit).await? {
+                    Cancellation::Done => return Ok(Outcome::Cancelled { order: id }),
+                    Cancellation::TooLate | Cancellation::NotSent => {
+                        purchase::judge(self.look_up(id, deadline).await?, true)
+                    }
+                }
+            }
+            verdict => verdict,
+        };
+        match verdict {
+            Verdict::Close(outcome) => Ok(outcome),
+            Verdict::Cancel | Verdict::Wait => Err(Error::OrderUndecided { order: id }),
+        }
+    }
+
+    async fn look_up(&self, id: OrderId, deadline: Deadline) -> Result<Order, Error> {
+        let status = self.loms.status(id, deadline).await?;
+        Ok(Order {
+            id,
+            status,
+            shortages: vec![],
+        })
+    }
+
+    async fn may_place(
+        &self,
+        purchase: &OpenPurchase,
+        sending: &Sending,
+        keys: Keys,
+    ) -> Result<bool, Error> {
+        let sent = sending.sent.load(Ordering::Relaxed);
+        let may = match keys {
+            Keys::Kept if sent || sending.begun.is_some() => true,
+            Keys::Kept => {
+                let mark = async |db: &mut Db| store::mark_sent(db, purchase.id).await;
+                self.pool.repeatable(mark).await?
+            }
+            Keys::Ignored if sent => false,
+            Keys::Ignored => {
+                let unsent = sending.unsent();
+                let mark =
+                    async |db: &mut Db| store::mark_sent_keyless(db, purchase.id, unsent).await;
+                self.pool.repeatable(mark).await?
+            }
+        };
+        if may {
+            sending.sent.store(true, Ordering::Relaxed);
+        }
+        Ok(may)
+    }
+
+    async fn may_cancel(&self, purchase: &OpenPurchase, keys: Keys) -> Result<bool, Error> {
+        let mark = async |db: &mut Db| store::mark_cancel_sent(db, purchase.id).await;
+        let is_first = self.pool.repeatable(mark).await?;
+        Ok(is_first || keys == Keys::Kept)
+    }
+}
+
+/// What is to be made of a purchase that may have an order, and must not be sent again.
+fn undecided(purchase: &OpenPurchase) -> Result<Outcome, Error> {
+    if purchase.resolving && purchase.sent_long_ago {
+        Ok(Outcome::Unknown { order: None })
+    } else {
+        Err(Error::OrderOutcomePending)
+    }
+}
