@@ -161,14 +161,14 @@ impl Source {
 
     /// Sessions that are connected besides those of this import.
     pub(super) async fn others(&mut self) -> sqlx::Result<Vec<String>> {
-        // those without a user are the server's own
+        // those without a user are the server's own; this works on servers older than ours, too
         sqlx::query_scalar(
             "SELECT format('process %s (user %s, application %s)', pid, usename, coalesce(nullif(application_name, ''), 'unnamed'))
              FROM pg_catalog.pg_stat_activity a
              WHERE datname = current_database() AND usesysid IS NOT NULL
-               AND pg_backend_pid() NOT IN (pid, coalesce(leader_pid, 0))
+               AND pid <> pg_backend_pid()
                AND NOT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
-                               WHERE l.locktype = 'advisory' AND d.datname = a.datname AND l.pid IN (a.pid, a.leader_pid)
+                               WHERE l.locktype = 'advisory' AND d.datname = a.datname AND l.pid = a.pid
                                  AND (l.classid::bigint << 32 | l.objid::bigint) = $1)
              ORDER BY pid",
         )
