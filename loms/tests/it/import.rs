@@ -186,6 +186,12 @@ async fn nobody_else_may_be_connected() {
     assert!(printed.contains("1 other sessions"), "{printed}");
     sqlx::query("SELECT 1").execute(&mut other).await.unwrap();
     other.close().await.unwrap();
+    // of another user, of whom ours sees little
+    let admin = testkit::admin(&pool).await;
+    let session = admin.acquire().await.unwrap();
+    refused(&import(&pool, &[]).await, "1 other sessions");
+    drop(session);
+    admin.close().await;
     assert_eq!(import(&pool, &[]).await.0, Some(0));
 }
 
