@@ -4,7 +4,7 @@ use std::{future::Future, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::Router;
 use platform::{
-    client::{Client, Neighbour},
+    client::{Client, Neighbour, UpstreamTls},
     error::StartError,
     grpc::Guard,
     http, import, migrate,
@@ -85,6 +85,11 @@ impl App {
         })
     }
 
+    /// Where it listens, by the name of the port.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        self.server.addresses()
+    }
+
     /// Where gRPC listens.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.server.grpc_addr()
@@ -93,11 +98,6 @@ impl App {
     /// Where HTTP listens.
     pub fn http_addr(&self) -> SocketAddr {
         self.server.http_addr()
-    }
-
-    /// Where probes and Prometheus ask, if that is a place of its own.
-    pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.server.admin_addr()
     }
 
     /// Serves and works until `shutdown`, then drains.
@@ -131,7 +131,7 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
         telemetry.shutdown().await;
         return Ok(());
     };
-    process::announce(SERVICE, app.grpc_addr(), app.http_addr(), app.admin_addr());
+    process::announce(SERVICE, &app.addresses());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;
     ended
@@ -148,14 +148,23 @@ pub async fn migrate(config: &Config, wait: Duration) -> anyhow::Result<()> {
 }
 
 fn loms_client(config: &Config, tasks: &Tasks) -> Result<Client, StartError> {
+    let tls = config.tls.enabled.then(|| UpstreamTls {
+        ca: ("tls.ca", config.tls.ca.clone()),
+        identity: Some(config.tls.identity(SERVICE)),
+        server_name: None,
+    });
+    let tls = match &config.loms.tls {
+        None => tls,
+        Some(own) => own.enabled.then(|| UpstreamTls {
+            ca: ("loms.tls.ca", own.ca.clone()),
+            identity: own.cert.clone().zip(own.key.clone()),
+            server_name: own.server_name.clone(),
+        }),
+    };
     let neighbour = Neighbour {
         name: "loms",
         address: config.services.loms.clone(),
-        tls_ca: config
-            .tls
-            .enabled
-            .then(|| ("tls.ca", config.tls.ca.clone())),
-        tls_identity: config.tls.enabled.then(|| config.tls.identity(SERVICE)),
+        tls,
         reload_every: config.tls.reload_every,
         connect_timeout: config.loms.connect_timeout,
         timeout: config.loms.timeout,
@@ -167,11 +176,11 @@ fn products(config: &Config, tasks: &Tasks) -> Result<Products, StartError> {
     let neighbour = Neighbour {
         name: "products",
         address: config.services.products.clone(),
-        tls_ca: config
-            .products
-            .tls
-            .then(|| ("products.ca", config.products.ca.clone())),
-        tls_identity: None,
+        tls: config.products.tls.then(|| UpstreamTls {
+            ca: ("products.ca", config.products.ca.clone()),
+            identity: None,
+            server_name: None,
+        }),
         reload_every: config.tls.reload_every,
         connect_timeout: config.products.connect_timeout,
         timeout: config.products.timeout,

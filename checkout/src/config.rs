@@ -97,6 +97,36 @@ pub struct LomsConfig {
     /// caller in a hurry.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+    /// TLS of these calls; without it they are as the gRPC door is, with its files.
+    pub tls: Option<LomsTls>,
+}
+
+/// TLS towards LOMS, when it is another than that of the gRPC door: while callers are moved to TLS.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LomsTls {
+    /// `false`: plaintext.
+    pub enabled: bool,
+    /// The CA that its certificate is verified with.
+    pub ca: PathBuf,
+    /// Shown to a LOMS that asks for a certificate; both or none.
+    pub cert: Option<PathBuf>,
+    /// The key of `cert`.
+    pub key: Option<PathBuf>,
+    /// The name that its certificate is for; default the host of `services.loms`.
+    pub server_name: Option<String>,
+}
+
+impl Default for LomsTls {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            ca: "certs/ca.pem".into(),
+            cert: None,
+            key: None,
+            server_name: None,
+        }
+    }
 }
 
 impl Default for LomsConfig {
@@ -104,6 +134,7 @@ impl Default for LomsConfig {
         Self {
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(4),
+            tls: None,
         }
     }
 }
@@ -210,6 +241,13 @@ impl Config {
     /// The first setting that cannot be as it is.
     pub(crate) fn check(&self) -> Result<(), StartError> {
         let (loms, products, purchases) = (&self.loms, &self.products, &self.purchases);
+        let tls = loms.tls.as_ref();
+        if tls.is_some_and(|tls| tls.cert.is_some() != tls.key.is_some()) {
+            return Err(StartError::new(
+                "loms.tls has a certificate without its key, or a key without its certificate",
+                "set loms.tls.cert and loms.tls.key, or none of them",
+            ));
+        }
         bounds::waits(&[
             ("loms.connect_timeout", loms.connect_timeout),
             ("loms.timeout", loms.timeout),
@@ -251,9 +289,7 @@ impl Config {
 }
 
 fn grpc_door() -> GrpcConfig {
-    GrpcConfig {
-        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50051)),
-    }
+    GrpcConfig::at(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50051)))
 }
 
 fn http_door() -> HttpConfig {

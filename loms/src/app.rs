@@ -77,16 +77,17 @@ impl App {
         })
     }
 
+    /// Where it listens, by the name of the port.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        self.server.addresses()
+    }
+
     pub fn grpc_addr(&self) -> SocketAddr {
         self.server.grpc_addr()
     }
 
     pub fn http_addr(&self) -> SocketAddr {
         self.server.http_addr()
-    }
-
-    pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.server.admin_addr()
     }
 
     /// Serves until `shutdown`, then drains.

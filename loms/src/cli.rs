@@ -98,7 +98,7 @@ async fn serve(config: Config, args: ServeArgs) -> anyhow::Result<()> {
         telemetry.shutdown().await;
         return Ok(());
     };
-    process::announce("loms", app.grpc_addr(), app.http_addr(), app.admin_addr());
+    process::announce("loms", &app.addresses());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;
     ended

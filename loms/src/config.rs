@@ -179,9 +179,7 @@ pub struct AdminConfig {
 }
 
 fn grpc() -> GrpcConfig {
-    GrpcConfig {
-        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50052)),
-    }
+    GrpcConfig::at(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50052)))
 }
 
 fn http() -> HttpConfig {

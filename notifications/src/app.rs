@@ -83,6 +83,11 @@ impl App {
         })
     }
 
+    /// Where it listens, by the name of the port.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        self.server.addresses()
+    }
+
     /// Where gRPC listens.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.server.grpc_addr()
@@ -91,11 +96,6 @@ impl App {
     /// Where HTTP listens.
     pub fn http_addr(&self) -> SocketAddr {
         self.server.http_addr()
-    }
-
-    /// Where probes and Prometheus ask, if that is a place of its own.
-    pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.server.admin_addr()
     }
 
     /// Serves and works until `shutdown`, then drains.
@@ -130,7 +130,7 @@ pub async fn serve(config: Config, stop_on_stdin_close: bool) -> anyhow::Result<
         telemetry.shutdown().await;
         return Ok(());
     };
-    process::announce(SERVICE, app.grpc_addr(), app.http_addr(), app.admin_addr());
+    process::announce(SERVICE, &app.addresses());
     let ended = app.run(shutdown).await;
     telemetry.shutdown().await;
     ended

@@ -262,9 +262,7 @@ impl Config {
 }
 
 fn grpc() -> GrpcConfig {
-    GrpcConfig {
-        listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50053)),
-    }
+    GrpcConfig::at(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 50053)))
 }
 
 fn http() -> HttpConfig {

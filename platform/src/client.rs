@@ -42,10 +42,8 @@ pub struct Neighbour {
     pub name: &'static str,
     /// `host:port`
     pub address: String,
-    /// The CA that its certificate is verified with, and the setting that names it; none means plaintext.
-    pub tls_ca: Option<(&'static str, PathBuf)>,
-    /// The certificate and key that are shown to a neighbour that asks for one.
-    pub tls_identity: Option<(PathBuf, PathBuf)>,
+    /// None means plaintext.
+    pub tls: Option<UpstreamTls>,
     /// How often the files of certificates are looked at; the next connection shows what is new.
     pub reload_every: Duration,
     pub connect_timeout: Duration,
@@ -53,20 +51,33 @@ pub struct Neighbour {
     pub timeout: Duration,
 }
 
+/// How a service that is called is known.
+#[derive(Clone, Debug)]
+pub struct UpstreamTls {
+    /// The CA that its certificate is verified with, and the setting that names it.
+    pub ca: (&'static str, PathBuf),
+    /// The certificate and key that are shown to a service that asks for one.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// The name that its certificate is for; the host of its address if there is none.
+    pub server_name: Option<String>,
+}
+
 impl Neighbour {
     fn tls(&self, service: &'static str, host: &str) -> Result<Option<ClientTls>, StartError> {
-        let Some((setting, path)) = &self.tls_ca else {
+        let Some(tls) = &self.tls else {
             return Ok(None);
         };
+        let (setting, path) = &tls.ca;
         let file = |setting, path: &PathBuf| PemFile {
             setting,
             path: path.clone(),
         };
-        let identity = self.tls_identity.as_ref();
+        let identity = tls.identity.as_ref();
         let files = Files {
             identity: identity.map(|(cert, key)| (file("tls.cert", cert), file("tls.key", key))),
             ca: Some(file(setting, path)),
         };
+        let host = tls.server_name.as_deref().unwrap_or(host);
         ClientTls::load(service, files, host).map(Some)
     }
 }
@@ -299,8 +310,7 @@ mod tests {
         let neighbour = Neighbour {
             name: "next",
             address: "127.0.0.1:1".into(),
-            tls_ca: None,
-            tls_identity: None,
+            tls: None,
             reload_every: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(60),

@@ -18,6 +18,7 @@ const SHOWN: usize = 128;
 pub struct Peer {
     names: Option<Arc<[String]>>,
     line: Option<Arc<Line>>,
+    has_no_roles: bool,
 }
 
 impl Peer {
@@ -26,7 +27,21 @@ impl Peer {
         Peer {
             names: certificate.map(|certificate| names(certificate).into()),
             line: None,
+            has_no_roles: false,
         }
+    }
+
+    /// The same, over a port whose callers have no role.
+    pub(crate) fn without_roles(self) -> Peer {
+        Peer {
+            has_no_roles: true,
+            ..self
+        }
+    }
+
+    /// Whether it has not even the roles of everybody.
+    pub(crate) fn has_no_roles(&self) -> bool {
+        self.has_no_roles
     }
 
     /// The same, over a connection of a server.

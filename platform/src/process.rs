@@ -89,10 +89,10 @@ fn exit_code(service: &str, ended: anyhow::Result<ExitCode>) -> ExitCode {
 }
 
 /// Says on stdout, as one JSON line, where the doors are: port 0 in the config means any.
-pub fn announce(service: &str, grpc: SocketAddr, http: SocketAddr, admin: Option<SocketAddr>) {
-    let mut line = json!({"service": service, "grpc": grpc.to_string(), "http": http.to_string()});
-    if let Some(admin) = admin {
-        line["admin"] = admin.to_string().into();
+pub fn announce(service: &str, addresses: &[(&'static str, SocketAddr)]) {
+    let mut line = json!({"service": service});
+    for (name, address) in addresses {
+        line[*name] = address.to_string().into();
     }
     log::STDOUT.write(Level::ERROR, line.to_string());
 }

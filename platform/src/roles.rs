@@ -107,11 +107,12 @@ impl Policy {
             let held = roles.get(name).into_iter().flatten();
             held.into_iter().any(|role| allowed.contains(role))
         };
+        let is_one_of_all = !peer.is_some_and(Peer::has_no_roles);
         let peer = peer.filter(|peer| peer.is_verified());
         let names = peer.map_or(&[][..], Peer::names);
         match names.iter().find(|name| may(name)) {
             Some(name) => Ok(Some(Caller(name.clone()))),
-            None if may(EVERYBODY) => Ok(None),
+            None if is_one_of_all && may(EVERYBODY) => Ok(None),
             None if peer.is_none() => Err(certificate_required()),
             None => Err(role_required(allowed)),
         }

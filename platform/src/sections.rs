@@ -12,6 +12,19 @@ use crate::{config::secret, roles::Roles};
 #[serde(deny_unknown_fields)]
 pub struct GrpcConfig {
     pub listen: SocketAddr,
+    /// A port in plaintext beside, while callers are moved to TLS. Whoever calls there has no role.
+    #[serde(default)]
+    pub plaintext_listen: Option<SocketAddr>,
+}
+
+impl GrpcConfig {
+    /// At one port.
+    pub fn at(listen: SocketAddr) -> GrpcConfig {
+        GrpcConfig {
+            listen,
+            plaintext_listen: None,
+        }
+    }
 }
 
 /// Where the HTTP door listens.

@@ -52,6 +52,8 @@ pub struct Doors {
 /// The sockets, open and not yet served.
 pub struct Server {
     grpc: TcpListener,
+    /// For callers who are not moved to TLS yet.
+    plaintext: Option<TcpListener>,
     http: TcpListener,
     /// For whoever shows no certificate: no RPC.
     admin: Option<TcpListener>,
@@ -76,11 +78,9 @@ impl Server {
                 false => None,
             },
             grpc: listen("grpc.listen", common.grpc.listen)?,
+            plaintext: listen_if("grpc.plaintext_listen", common.grpc.plaintext_listen)?,
             http: listen("http.listen", common.http.listen)?,
-            admin: match common.admin_listen {
-                Some(address) => Some(listen("admin.listen", address)?),
-                None => None,
-            },
+            admin: listen_if("admin.listen", common.admin_listen)?,
             http_tls: is_closed(common),
             reload_every: common.tls.reload_every,
             limits: common.limits.clone(),
@@ -91,16 +91,26 @@ impl Server {
         Ok(server)
     }
 
+    /// Where it listens, by the name of the port.
+    pub fn addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        let ports = [
+            ("grpc", Some(&self.grpc)),
+            ("plaintext", self.plaintext.as_ref()),
+            ("http", Some(&self.http)),
+            ("admin", self.admin.as_ref()),
+        ];
+        let open = ports
+            .into_iter()
+            .filter_map(|(name, port)| Some((name, local(port?))));
+        open.collect()
+    }
+
     pub fn grpc_addr(&self) -> SocketAddr {
         local(&self.grpc)
     }
 
     pub fn http_addr(&self) -> SocketAddr {
         local(&self.http)
-    }
-
-    pub fn admin_addr(&self) -> Option<SocketAddr> {
-        self.admin.as_ref().map(local)
     }
 
     /// Serves until `shutdown` or until a worker fails, then drains; for `shutdown_delay` before
@@ -212,6 +222,11 @@ impl Server {
         let listen =
             |socket, tls, protocol| Listener::new(socket, tls, &admission, &limits, protocol);
         let listener = listen(self.grpc, acceptor(Protocol::Grpc), Protocol::Grpc);
+        let plaintext = self.plaintext.map(|socket| {
+            let listener = listen(socket, None, Protocol::Grpc).without_roles();
+            let (routes, closing) = (routes.clone(), closing.clone());
+            listen::serve_grpc(listener, routes, limits.clone(), closing)
+        });
         let grpc = listen::serve_grpc(listener, routes, limits.clone(), closing.clone());
         let listener = listen(self.http, http_tls, Protocol::Http);
         let http = listen::serve_http(listener, http, limits.clone(), closing.clone());
@@ -222,7 +237,8 @@ impl Server {
             listen::serve_http(listener, admin, limits.clone(), closing.clone())
         });
         crate::tasks::spawn(async move {
-            tokio::join!(grpc, http, OptionFuture::from(admin));
+            let (plaintext, admin) = (OptionFuture::from(plaintext), OptionFuture::from(admin));
+            tokio::join!(grpc, plaintext, http, admin);
         })
     }
 }
@@ -281,6 +297,20 @@ fn check_callers(common: &Common) -> Result<(), StartError> {
             "set tls.enabled to true, or tls.client_auth to none",
         ));
     }
+    if common.grpc.plaintext_listen.is_some() {
+        if !common.tls.enabled {
+            return Err(StartError::new(
+                "grpc.plaintext_listen without tls.enabled: grpc.listen is plaintext already",
+                "remove it, or set tls.enabled to true",
+            ));
+        }
+        if common.tls.client_auth == ClientAuth::Required {
+            return Err(StartError::new(
+                "grpc.plaintext_listen with tls.client_auth: required: callers there show no certificate",
+                "remove one of them",
+            ));
+        }
+    }
     if common.roles.as_ref().is_some_and(Roles::is_empty) {
         return Err(StartError::new(
             "roles is empty: nobody could call anything",
@@ -308,6 +338,13 @@ fn local(listener: &TcpListener) -> SocketAddr {
     listener
         .local_addr()
         .unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
+}
+
+fn listen_if(
+    key: &'static str,
+    address: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, StartError> {
+    address.map(|address| listen(key, address)).transpose()
 }
 
 fn listen(key: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

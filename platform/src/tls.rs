@@ -142,6 +142,7 @@ pub(crate) struct Listener {
     limits: Limits,
     /// Bytes with which every connection of this protocol begins.
     first_word: u64,
+    has_roles: bool,
 }
 
 impl Listener {
@@ -167,6 +168,15 @@ impl Listener {
                 // the time for the rest of its headers is hyper's to watch
                 Protocol::Http => 1,
             },
+            has_roles: true,
+        }
+    }
+
+    /// Its callers have no role, not even those of everybody.
+    pub(crate) fn without_roles(self) -> Listener {
+        Listener {
+            has_roles: false,
+            ..self
         }
     }
 
@@ -216,7 +226,10 @@ impl Listener {
     }
 
     fn seated(&self, transport: Transport, seat: Seat) -> Connection {
-        let peer = transport.peer();
+        let mut peer = transport.peer();
+        if !self.has_roles {
+            peer = peer.without_roles();
+        }
         let name = peer.names().first().map(String::as_str);
         let line = Line::new(&self.admission, seat, name, &self.limits, self.first_word);
         Connection::new(transport, peer, line)

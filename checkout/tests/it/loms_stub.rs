@@ -10,7 +10,11 @@ use std::{
 use pbjson_types::Empty;
 use proto::loms::{self as pb, loms_server as server};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
-use tonic::{Request, Response, Status, metadata::MetadataMap, transport::server::TcpIncoming};
+use tonic::{
+    Request, Response, Status,
+    metadata::MetadataMap,
+    transport::{Identity, ServerTlsConfig, server::TcpIncoming},
+};
 
 /// How it behaves towards everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,14 @@ impl Drop for Placing {
 
 impl LomsStub {
     pub(crate) async fn start(serving: &mut JoinSet<()>) -> (Self, SocketAddr) {
+        Self::start_with(serving, None).await
+    }
+
+    /// Over TLS, with an identity.
+    pub(crate) async fn start_with(
+        serving: &mut JoinSet<()>,
+        identity: Option<Identity>,
+    ) -> (Self, SocketAddr) {
         let stub = Self(Arc::new(Inner {
             state: Mutex::new(State {
                 mood: Mood::Well,
@@ -90,7 +102,12 @@ impl LomsStub {
         }));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tonic::transport::Server::builder()
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(identity) = identity {
+            let tls = ServerTlsConfig::new().identity(identity);
+            builder = builder.tls_config(tls).unwrap();
+        }
+        let server = builder
             .add_service(server::LomsServer::new(stub.clone()))
             .serve_with_incoming(TcpIncoming::from(listener));
         serving.spawn(async move { server.await.unwrap() });

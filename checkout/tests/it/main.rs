@@ -19,13 +19,13 @@ mod process;
 mod product_limits;
 mod products;
 mod products_stub;
-mod products_tls;
 mod proxy;
 mod purchases;
 mod recovery;
 mod refusals;
 mod roles;
 mod test_app;
+mod tls;
 
 /// A database of the test's own and its owner, the user of `config.example.yaml`.
 async fn database() -> sqlx::PgPool {

@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use sqlx::{PgPool, Row as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Identity},
+};
 use tonic_types::StatusExt as _;
 
 use crate::{
@@ -44,6 +47,19 @@ impl Neighbours {
         let mut serving = JoinSet::new();
         let products = ProductsStub::start(&mut serving).await;
         Self::beside(products, serving).await
+    }
+
+    /// With a LOMS that speaks TLS.
+    pub(crate) async fn with_tls(identity: Identity) -> Self {
+        let mut serving = JoinSet::new();
+        let (products, products_address) = ProductsStub::start(&mut serving).await;
+        let (loms, loms_address) = LomsStub::start_with(&mut serving, Some(identity)).await;
+        Self {
+            loms,
+            products,
+            addresses: [loms_address, products_address],
+            serving,
+        }
     }
 
     /// With a ProductService that was started by itself.

@@ -36,6 +36,8 @@ pub(crate) struct Replica {
     config: PathBuf,
     ca: PathBuf,
     pub(crate) grpc: SocketAddr,
+    /// Where it has a port in plaintext beside.
+    pub(crate) plaintext: SocketAddr,
     pub(crate) http: SocketAddr,
     _log: JoinSet<()>,
 }
@@ -89,13 +91,15 @@ impl Replica {
                 let said: Value = serde_json::from_str(&line).unwrap();
                 if let (Some(grpc), Some(http)) = (said["grpc"].as_str(), said["http"].as_str()) {
                     let admin = said["admin"].as_str().unwrap_or(http);
-                    return [grpc, http, admin].map(|address| address.parse().unwrap());
+                    let plaintext = said["plaintext"].as_str().unwrap_or(grpc);
+                    let all = [grpc, http, admin, plaintext];
+                    return all.map(|address| address.parse().unwrap());
                 }
                 println!("{line}");
             }
         };
         let announced = tokio::time::timeout(END_BOUND, announced).await;
-        let [grpc, http, admin] = announced.expect("a start");
+        let [grpc, http, admin, plaintext] = announced.expect("a start");
         let mut log = JoinSet::new();
         log.spawn(async move {
             // shown when the test fails; a full pipe would hold the process up
@@ -109,6 +113,7 @@ impl Replica {
             config,
             ca,
             grpc,
+            plaintext,
             http,
             _log: log,
         };

@@ -207,3 +207,45 @@ async fn without_tls_it_is_plaintext_and_says_no_to_tls() {
     plain.stop().await;
     stack.stop().await.unwrap();
 }
+
+/// Callers are moved to TLS one by one: LOMS serves both meanwhile.
+#[tokio::test]
+async fn a_plaintext_port_is_beside_for_a_while_and_has_no_role() {
+    let stack = loms().await;
+    let both = json!({"grpc": {"listen": "127.0.0.1:0", "plaintext_listen": "127.0.0.1:0"}});
+    let plain = |replica: &Replica| {
+        let address = format!("http://{}", replica.plaintext);
+        LomsClient::new(Channel::from_shared(address).unwrap().connect_lazy())
+    };
+    let open = Replica::start(&stack, &both).await;
+    assert_eq!(on_sale(plain(&open)).await.unwrap(), 0);
+    assert_eq!(on_sale(open.stranger()).await.unwrap(), 0);
+    let refused = receive(plain(&open), "d1").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    open.stop().await;
+
+    // not even the role of everybody
+    let mut with_roles = both.clone();
+    devstack::service::merge(
+        &mut with_roles,
+        &json!({"tls": {"client_auth": "optional"}, "roles": {"*": ["reader"]}}),
+    );
+    let with_roles = Replica::start(&stack, &with_roles).await;
+    assert_eq!(on_sale(with_roles.stranger()).await.unwrap(), 0);
+    let refused = on_sale(plain(&with_roles)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    with_roles.stop().await;
+
+    for refused in [
+        json!({"tls": {"client_auth": "required"}, "admin": {"listen": "127.0.0.1:0"}}),
+        json!({"tls": {"enabled": false}}),
+    ] {
+        let mut settings = both.clone();
+        devstack::service::merge(&mut settings, &refused);
+        let refused = Replica::refused(&stack, &settings).await;
+        assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("grpc.plaintext_listen"), "{said}");
+    }
+    stack.stop().await.unwrap();
+}

@@ -28,8 +28,7 @@ fn upstream(address: String) -> Neighbour {
     Neighbour {
         name: "next",
         address,
-        tls_ca: None,
-        tls_identity: None,
+        tls: None,
         reload_every: Duration::from_secs(1),
         connect_timeout: Duration::from_secs(30),
         timeout: Duration::from_secs(30),

@@ -1,4 +1,4 @@
-//! ProductService over TLS: by config, verified, and said clearly when it cannot be.
+//! Neighbours over TLS: by config, verified, and said clearly when it cannot be.
 
 use std::path::Path;
 
@@ -15,7 +15,11 @@ use crate::{
 
 /// A certificate for this machine, signed by itself, written to `file`.
 fn certificate(file: &Path) -> Identity {
-    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    certificate_for("127.0.0.1", file)
+}
+
+fn certificate_for(name: &str, file: &Path) -> Identity {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     std::fs::write(file, made.cert.pem()).unwrap();
     Identity::from_pem(made.cert.pem(), made.signing_key.serialize_pem())
 }
@@ -66,4 +70,46 @@ async fn an_authority_that_is_not_there_is_said_before_anything_is_served() {
         panic!("it started");
     };
     assert!(error.to_string().contains("nowhere/ca.pem"), "{error}");
+}
+
+/// The gRPC port of checkout is plaintext here: LOMS may be moved to TLS before it, or after.
+#[tokio::test]
+async fn loms_has_a_tls_of_its_own_and_a_name_of_its_own() {
+    let pool = crate::database().await;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("loms.pem");
+    let identity = certificate_for("loms.shop.test", &ca);
+    let named = json!({"loms": {"tls": {"ca": ca, "server_name": "loms.shop.test"}}});
+    let (by_address, plain) = (
+        json!({"loms": {"tls": {"ca": ca}}}),
+        json!({"loms": {"tls": {"enabled": false}}}),
+    );
+    for (user, changes, is_reached) in [(1, named, true), (2, by_address, false), (3, plain, false)]
+    {
+        let neighbours = Neighbours::with_tls(identity.clone()).await;
+        neighbours.loms.stock(5, 10);
+        let app = TestApp::beside(neighbours, pool.clone(), changes.clone()).await;
+        match app.add(user, 5, 1).await {
+            Ok(()) => assert!(is_reached, "{changes}"),
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{changes}: {status:?}");
+                assert!(!is_reached, "{changes}");
+            }
+        }
+        app.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn half_an_identity_is_none() {
+    let pool = crate::database().await;
+    let neighbours = Neighbours::start().await;
+    let changes = json!({"loms": {"tls": {"cert": "certs/checkout.pem"}}});
+    let config: Config =
+        serde_json::from_value(config(&pool, neighbours.addresses, &changes)).unwrap();
+    let Err(error) = App::bind(config).await else {
+        panic!("it started");
+    };
+    assert!(error.to_string().contains("loms.tls"), "{error}");
 }
