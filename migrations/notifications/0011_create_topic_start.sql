@@ -9,6 +9,8 @@ CREATE TABLE notifications.topic_start (
     -- what chose it: kafka.start as it was then, or `committed`, the offset that the group had already
     chosen_by  TEXT        NOT NULL,
     chosen_at  TIMESTAMPTZ NOT NULL DEFAULT now(),
+    -- when Kafka had it as the group's committed offset; until then it is what to begin at
+    begun_at   TIMESTAMPTZ,
 
     CONSTRAINT topic_start_pk PRIMARY KEY (cluster_id, topic, partition),
     CONSTRAINT topic_start_offset_not_negative CHECK ("offset" >= 0)

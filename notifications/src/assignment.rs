@@ -15,9 +15,14 @@ use prometheus::{IntGauge, IntGaugeVec, Opts};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance},
-    error::KafkaResult,
+    error::{KafkaError, KafkaResult},
+    types::RDKafkaRespErr,
 };
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+/// How long the broker may take for an answer; nothing is polled meanwhile.
+const BROKER_BOUND: Duration = Duration::from_secs(1);
 
 pub(crate) static OFFSETS: StateLog =
     StateLog::new("offsets not committed", "offsets are committed again");
@@ -59,6 +64,9 @@ pub struct Assignment {
     paused: AtomicBool,
     /// Paused by themselves.
     held: Mutex<BTreeSet<i32>>,
+    /// Ours, and nothing of them is taken until it is settled where their reading begins.
+    arrived: Mutex<BTreeSet<i32>>,
+    arrival: Notify,
 }
 
 impl Assignment {
@@ -115,12 +123,53 @@ impl Assignment {
         consumer.pause(&consumer.assignment()?)
     }
 
-    /// Lets in again what is not held.
+    /// Lets in again what is not held and has begun.
     pub fn resume(&self, consumer: &impl Consumer<Assignment>) -> KafkaResult<()> {
         self.paused.store(false, Ordering::SeqCst);
+        let (held, arrived) = (self.held(), self.arrived());
+        let free = |partition| !held.contains(&partition) && !arrived.contains(&partition);
+        consumer.resume(&some(&consumer.assignment()?, free))
+    }
+
+    /// Ends with the arrival of partitions.
+    pub async fn arrival(&self) {
+        self.arrival.notified().await;
+    }
+
+    /// What has come and not begun.
+    pub fn arrived(&self) -> BTreeSet<i32> {
+        let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        arrived.clone()
+    }
+
+    /// Whether that one has.
+    pub fn has_arrived(&self, partition: i32) -> bool {
+        let arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        arrived.contains(&partition)
+    }
+
+    /// Lets in what has begun now.
+    ///
+    /// # Errors
+    /// librdkafka's; they have not begun.
+    pub fn begun(
+        &self,
+        consumer: &impl Consumer<Assignment>,
+        partitions: impl Fn(i32) -> bool,
+    ) -> KafkaResult<()> {
+        let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+        // while everything is paused, the end of that lets them in
+        if !self.paused.load(Ordering::SeqCst) {
+            let began = |partition| arrived.contains(&partition) && partitions(partition);
+            consumer.resume(&some(&consumer.assignment()?, began))?;
+        }
+        arrived.retain(|partition| !partitions(*partition));
+        Ok(())
+    }
+
+    fn held(&self) -> BTreeSet<i32> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = consumer.assignment()?;
-        consumer.resume(&some(&free, |partition| !held.contains(&partition)))
+        held.clone()
     }
 
     /// Stops what comes in from these partitions, and lets in what was held before and is not now.
@@ -152,6 +201,38 @@ impl Assignment {
 impl ClientContext for Assignment {}
 
 impl ConsumerContext for Assignment {
+    /// As rdkafka does it, but that each partition is assigned with an offset. Without one librdkafka asks for the earliest,
+    /// and asks once more if it was sent elsewhere meanwhile (seen: it then reads from the earliest after all).
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        code: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let assigned = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                if let Err(error) = place(consumer, partitions) {
+                    tracing::debug!(error = %error, "partitions assigned without offsets");
+                }
+                let assigned = consumer.assign(partitions);
+                self.post_rebalance(consumer, &Rebalance::Assign(partitions));
+                assigned
+            }
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
+                self.pre_rebalance(consumer, &Rebalance::Revoke(partitions));
+                consumer.unassign()
+            }
+            code => {
+                let error = KafkaError::Rebalance(code.into());
+                self.post_rebalance(consumer, &Rebalance::Error(error));
+                consumer.unassign()
+            }
+        };
+        if let Err(error) = assigned {
+            REBALANCES.failed(&error);
+        }
+    }
+
     fn pre_rebalance(&self, _consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if let Rebalance::Revoke(partitions) = rebalance {
             let ids = ids(partitions);
@@ -169,6 +250,9 @@ impl ConsumerContext for Assignment {
             held.retain(|partition| !ids.contains(partition));
             HELD.set(held.len() as i64);
             drop(held);
+            let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+            arrived.retain(|partition| !ids.contains(partition));
+            drop(arrived);
             self.lost
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -186,15 +270,12 @@ impl ConsumerContext for Assignment {
                 owned.extend(&ids);
                 PARTITIONS.set(owned.len() as i64);
                 drop(owned);
-                // said of each: librdkafka remembers that a partition was paused when it was ours before
-                let said = if self.paused.load(Ordering::SeqCst) {
-                    consumer.pause(partitions)
-                } else {
-                    consumer.resume(partitions)
-                };
-                if let Err(error) = said {
-                    tracing::warn!(error = %error, "partitions neither paused nor resumed");
+                if let Err(error) = consumer.pause(partitions) {
+                    tracing::warn!(error = %error, "partitions not paused");
                 }
+                let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
+                arrived.extend(&ids);
+                self.arrival.notify_one();
             }
             Rebalance::Revoke(_) => {}
             Rebalance::Error(error) => REBALANCES.failed(error),
@@ -208,6 +289,24 @@ impl ConsumerContext for Assignment {
             Err(error) => OFFSETS.failed(&error),
         }
     }
+}
+
+/// Gives each partition the offset that its group has committed, or else the first that is there.
+fn place(
+    consumer: &BaseConsumer<Assignment>,
+    partitions: &mut TopicPartitionList,
+) -> KafkaResult<()> {
+    let committed = consumer.committed_offsets(partitions.clone(), BROKER_BOUND)?;
+    for element in committed.elements() {
+        let (topic, partition) = (element.topic(), element.partition());
+        let (low, high) = consumer.fetch_watermarks(topic, partition, BROKER_BOUND)?;
+        let offset = match element.offset() {
+            Offset::Offset(offset) if (low..=high).contains(&offset) => offset,
+            _ => low,
+        };
+        partitions.set_partition_offset(topic, partition, Offset::Offset(offset))?;
+    }
+    Ok(())
 }
 
 fn some(partitions: &TopicPartitionList, wanted: impl Fn(i32) -> bool) -> TopicPartitionList {

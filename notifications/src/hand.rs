@@ -21,6 +21,18 @@ pub(crate) struct Hand {
     pub(crate) letters: Vec<Letter>,
     /// By partition, the offset to go on from.
     pub(crate) next: BTreeMap<i32, i64>,
+    /// By partition, the offset of the record that comes next, if none is missing.
+    expected: BTreeMap<i32, i64>,
+    /// Where another one came.
+    pub(crate) jumps: Vec<Jump>,
+}
+
+/// Reading went on elsewhere than it had come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Jump {
+    pub(crate) partition: i32,
+    pub(crate) expected: i64,
+    pub(crate) offset: i64,
 }
 
 impl Hand {
@@ -31,6 +43,14 @@ impl Hand {
     pub(crate) fn add(&mut self, message: &BorrowedMessage<'_>) {
         let (partition, offset) = (message.partition(), message.offset());
         self.next.insert(partition, offset + 1);
+        let expected = self.expected.insert(partition, offset + 1);
+        if let Some(expected) = expected.filter(|expected| *expected != offset) {
+            self.jumps.push(Jump {
+                partition,
+                expected,
+                offset,
+            });
+        }
         let record = message.detach();
         match Event::parse(message.payload()) {
             Ok(event) => {
@@ -69,6 +89,11 @@ impl Hand {
         next
     }
 
+    /// Notes where reading begins.
+    pub(crate) fn expect(&mut self, offsets: BTreeMap<i32, i64>) {
+        self.expected.extend(offsets);
+    }
+
     /// Abandons what came from partitions that are no longer ours: whoever has them now reads it from the last commit.
     pub(crate) fn forget(&mut self, partitions: &[i32]) {
         if partitions.is_empty() {
@@ -78,8 +103,10 @@ impl Hand {
             .retain(|(received, _)| !partitions.contains(&received.source.0));
         self.letters
             .retain(|letter| !partitions.contains(&letter.record.partition()));
-        self.next
-            .retain(|partition, _| !partitions.contains(partition));
+        let others = |partition: &i32| !partitions.contains(partition);
+        self.next.retain(|partition, _| others(partition));
+        self.expected.retain(|partition, _| others(partition));
+        self.jumps.retain(|jump| others(&jump.partition));
     }
 }
 

@@ -8,12 +8,17 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fail::fail_point;
 use futures::FutureExt as _;
 use platform::{
-    config::KafkaConfig, error::StartError, grpc::registered, kafka, pg::Pool, state_log::StateLog,
+    config::KafkaConfig,
+    error::StartError,
+    grpc::registered,
+    kafka::{self, Start},
+    pg::Pool,
+    state_log::StateLog,
     telemetry,
 };
 use prometheus::IntCounter;
 use rdkafka::{
-    TopicPartitionList,
+    Message as _, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
     error::{KafkaError, KafkaResult},
     message::BorrowedMessage,
@@ -28,17 +33,19 @@ use crate::{
     config::InboxConfig,
     dead_letters::{DeadLetters, Room},
     event::Received,
-    hand::Hand,
+    hand::{Hand, Jump},
+    lag,
     letter::{Cause, Letter},
     saving::{self, Progress, Stopped, Verdict},
+    starts,
 };
 
-/// As often as Prometheus asks.
-const LAG_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the broker may take for an answer about the lag; stopping waits for it.
 const BROKER_BOUND: Duration = Duration::from_secs(1);
 
 static SETTLING: StateLog = StateLog::new("batch not settled", "batches are settled again");
+static BEGINNING: StateLog =
+    StateLog::new("partitions came and cannot begin", "partitions begin again");
 static FULL: StateLog = StateLog::new(
     "too many dead letters wait for their topic, partitions are paused",
     "dead letters are kept again",
@@ -67,6 +74,7 @@ pub struct Inbox {
     dead_letters: DeadLetters,
     pool: Pool,
     topic: String,
+    start: Start,
     config: InboxConfig,
     saved: Arc<Notify>,
 }
@@ -86,6 +94,7 @@ impl Inbox {
         }
         saving::show_metrics();
         assignment::show_metrics();
+        starts::show_metrics();
         let consumer: StreamConsumer<_> = kafka::consumer_config(brokers, kafka)
             // a partition's turn: what is fetched at once is saved at once, and the other partitions wait for it (with the
             // default, 1 MB, for 5 s while a backlog is read); all of them come with one request
@@ -105,6 +114,7 @@ impl Inbox {
             dead_letters,
             pool,
             topic,
+            start: kafka.start,
             config,
             saved,
         })
@@ -113,7 +123,7 @@ impl Inbox {
     /// Consumes until told to stop; what is in hand then is finished, or left for the next to read.
     pub async fn run(mut self, stopping: CancellationToken) -> anyhow::Result<()> {
         let (consumer, ended) = (self.consumer.clone(), stopping.child_token());
-        let watching = watch_lag(consumer, ended.clone());
+        let watching = lag::watch(consumer, ended.clone());
         let consuming = async {
             let outcome = self.consume(&stopping).await;
             ended.cancel();
@@ -139,16 +149,20 @@ impl Inbox {
         }
     }
 
-    /// Waits for a record, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
-    /// Letters that there was no room for do not wait for a record.
+    /// Waits for a record, or for partitions, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
+    /// What failed does not wait for a record: letters that there was no room for, partitions that have not begun.
     async fn fill(&mut self, hand: &mut Hand) -> KafkaResult<()> {
-        let patience = if hand.letters.is_empty() {
+        self.begin(hand).await;
+        let context = self.consumer.context();
+        let patience = if hand.letters.is_empty() && context.arrived().is_empty() {
             Duration::MAX
         } else {
             self.config.longest_backoff
         };
-        let Ok(polled) = tokio::time::timeout(patience, self.consumer.recv()).await else {
-            return Ok(());
+        let polled = tokio::select! {
+            () = context.arrival() => return Ok(()),
+            () = tokio::time::sleep(patience) => return Ok(()),
+            polled = self.consumer.recv() => polled,
         };
         take(&self.consumer, hand, polled)?;
         for _ in 1..self.config.batch {
@@ -157,7 +171,45 @@ impl Inbox {
             };
             take(&self.consumer, hand, polled)?;
         }
+        self.explain(std::mem::take(&mut hand.jumps)).await;
         Ok(())
+    }
+
+    /// Settles where the reading of partitions that have come begins; they stay paused as long as that fails.
+    async fn begin(&self, hand: &mut Hand) {
+        let arrived = self.consumer.context().arrived();
+        if arrived.is_empty() {
+            return;
+        }
+        let begun = async {
+            let (consumer, topic) = (&self.consumer, &self.topic);
+            let offsets = starts::begin(consumer, &self.pool, topic, self.start, &arrived).await?;
+            let has_begun = |partition| offsets.contains_key(&partition);
+            consumer.context().begun(&**consumer, has_begun)?;
+            anyhow::Ok(offsets)
+        };
+        match begun.await {
+            Ok(offsets) => {
+                BEGINNING.works();
+                hand.expect(offsets);
+            }
+            Err(error) => BEGINNING.failed(&format_args!("{error:#}")),
+        }
+    }
+
+    /// A record that follows its predecessor at a distance is nothing, a topic may be compacted or written in transactions;
+    /// one before it, or after records that are gone, is what librdkafka went to when it found its offset out of range.
+    async fn explain(&self, jumps: Vec<Jump>) {
+        for jump in jumps {
+            let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
+            let ask = move || consumer.fetch_watermarks(&topic, jump.partition, BROKER_BOUND);
+            let lost = jump.offset < jump.expected
+                || matches!(tokio::task::spawn_blocking(ask).await, Ok(Ok((low, _))) if low > jump.expected);
+            if lost {
+                let expected = Some(jump.expected);
+                starts::lost(&self.topic, jump.partition, expected, jump.offset);
+            }
+        }
     }
 
     /// Tries until the hand is empty, but for letters that there is no room for. No failure of the database or the broker is
@@ -307,25 +359,6 @@ impl Inbox {
     }
 }
 
-/// Keeps the lag on show until the consumer ends.
-async fn watch_lag(consumer: Arc<StreamConsumer<Assignment>>, ended: CancellationToken) {
-    loop {
-        let (measured, until) = (consumer.clone(), ended.clone());
-        // librdkafka's questions block
-        let measure = move || {
-            let context = measured.context();
-            context.measure(&*measured, BROKER_BOUND, &until)
-        };
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(measure).await {
-            tracing::debug!(error = %error, "lag not measured");
-        }
-        tokio::select! {
-            () = ended.cancelled() => return,
-            () = tokio::time::sleep(LAG_INTERVAL) => {}
-        }
-    }
-}
-
 /// Adds what was polled to the hand. A partition that went away is forgotten first: the callback ran before this record
 /// was handed out, and the same partition may be back already.
 fn take(
@@ -333,10 +366,14 @@ fn take(
     hand: &mut Hand,
     polled: KafkaResult<BorrowedMessage<'_>>,
 ) -> KafkaResult<()> {
-    hand.forget(&consumer.context().take_lost());
+    let context = consumer.context();
+    hand.forget(&context.take_lost());
     match polled {
         Ok(message) => {
-            hand.add(&message);
+            // fetched before the pause at its arrival; it comes again
+            if !context.has_arrived(message.partition()) {
+                hand.add(&message);
+            }
             KAFKA.works();
             Ok(())
         }

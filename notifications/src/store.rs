@@ -4,6 +4,7 @@ pub mod dead_letters;
 pub(crate) mod import;
 pub(crate) mod online;
 pub mod saving;
+pub mod starts;
 
 use platform::pg::Db;
 use time::OffsetDateTime;

@@ -1,18 +1,77 @@
 //! Kafka settings that are promises: what is acknowledged is kept, in order; what is consumed is committed by hand.
 //! Trace context travels in the `traceparent` header.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use rdkafka::{
     ClientConfig,
     message::{Header, Headers as _, OwnedHeaders},
     producer::{Producer, ProducerContext},
 };
+use serde::{Deserialize, Deserializer, de::Error as _};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::config::KafkaConfig;
 
 /// The header that carries the W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
+
+/// Where a consumer begins in a partition that it has never read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With the first record that is there.
+    #[default]
+    Earliest,
+    /// With the first that comes.
+    Latest,
+    /// With the first that Kafka has from then on.
+    At(OffsetDateTime),
+}
+
+impl<'de> Deserialize<'de> for Start {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Start, D::Error> {
+        let text = String::deserialize(from)?;
+        match text.as_str() {
+            "earliest" => Ok(Start::Earliest),
+            "latest" => Ok(Start::Latest),
+            time => OffsetDateTime::parse(time, &Rfc3339)
+                .map(Start::At)
+                .map_err(|_| D::Error::custom("write earliest, latest or a time of RFC 3339")),
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Start::Earliest => f.write_str("earliest"),
+            Start::Latest => f.write_str("latest"),
+            Start::At(time) => f.write_str(&time.format(&Rfc3339).map_err(|_| fmt::Error)?),
+        }
+    }
+}
+
+/// How a producer chooses the partition of a key; librdkafka's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum Partitioner {
+    /// CRC-32 of the key.
+    #[default]
+    #[serde(rename = "consistent_random")]
+    ConsistentRandom,
+    /// FNV-1a of the key, as Sarama's hash partitioner has it.
+    #[serde(rename = "fnv1a_random")]
+    Fnv1aRandom,
+}
+
+impl Partitioner {
+    /// As the configuration and librdkafka spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Partitioner::ConsistentRandom => "consistent_random",
+            Partitioner::Fnv1aRandom => "fnv1a_random",
+        }
+    }
+}
 
 /// An idempotent producer: every replica has it (acks=all), once and in order per key.
 pub fn producer_config(brokers: &[String], _kafka: &KafkaConfig) -> ClientConfig {
@@ -94,5 +153,23 @@ pub fn topic_state<C: ProducerContext, P: Producer<C>>(
             _ => format!("topic {topic} is missing"),
         },
         Err(error) => format!("no broker answers: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_a_word_or_a_time() {
+        for text in ["earliest", "latest", "2026-03-01T10:00:00Z"] {
+            let start: Start = serde_json::from_value(text.into()).expect("a start");
+            assert_eq!(start.to_string(), text);
+        }
+        for text in ["", "Latest", "yesterday", "2026-03-01", "1772359200"] {
+            let refused = serde_json::from_value::<Start>(text.into());
+            let said = refused.expect_err(text).to_string();
+            assert!(said.contains("earliest, latest or a time"), "{said}");
+        }
     }
 }

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::{config::secret, roles::Roles};
+use crate::{
+    config::secret,
+    kafka::{Partitioner, Start},
+    roles::Roles,
+};
 
 /// Where the gRPC door listens.
 #[derive(Clone, Debug, Deserialize)]
@@ -284,6 +288,10 @@ pub struct KafkaConfig {
     /// How long a consumer may be silent before its partitions go to others.
     #[serde(with = "humantime_serde")]
     pub session_timeout: Duration,
+    /// Where a consumer begins in a partition that it has never read.
+    pub start: Start,
+    /// How a producer chooses the partition of an order.
+    pub partitioner: Partitioner,
 }
 
 impl Default for KafkaConfig {
@@ -293,6 +301,8 @@ impl Default for KafkaConfig {
             dead_letter_topic: "orders.dlq".into(),
             group: "notifications".into(),
             session_timeout: Duration::from_secs(45),
+            start: Start::default(),
+            partitioner: Partitioner::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use rdkafka::{
     ClientConfig, Message as _,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
     mocking::MockCluster,
     producer::{FutureProducer, FutureRecord},
@@ -163,6 +163,37 @@ impl Kafka {
             .await
             .expect("acknowledged");
         (sent.partition, sent.offset)
+    }
+
+    /// Whether it is librdkafka's stand-in.
+    pub(crate) fn is_mock(&self) -> bool {
+        self.mock.is_some()
+    }
+
+    /// Sends an event with a time of its own.
+    pub(crate) async fn send_at(&self, order: i64, value: &str, at: time::OffsetDateTime) {
+        let key = order.to_string();
+        let record = FutureRecord::to(&self.topic)
+            .key(&key)
+            .payload(value)
+            .partition((order % i64::from(PARTITIONS)) as i32)
+            .timestamp(at.unix_timestamp() * 1000);
+        let sent = self.producer.send(record, Duration::from_secs(10)).await;
+        sent.expect("acknowledged");
+    }
+
+    /// Commits an offset of the group, which nobody is a member of.
+    pub(crate) fn commit(&self, partition: i32, offset: i64) {
+        let consumer: BaseConsumer = client_config(&self.brokers)
+            .set("group.id", &self.group)
+            .create()
+            .expect("a consumer");
+        let mut offsets = TopicPartitionList::new();
+        offsets
+            .add_partition_offset(&self.topic, partition, Offset::Offset(offset))
+            .expect("an offset");
+        let committed = consumer.commit(&offsets, CommitMode::Sync);
+        committed.expect("committed");
     }
 
     /// The shortest time after which a consumer that was killed is missed: the mock takes any, Kafka none below 6 s.

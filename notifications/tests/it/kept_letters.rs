@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use crate::{
     dead_letters::{consume_to, listed, replay, unmoved},
     kafka::{Kafka, event},
-    process::{config_of, run},
-    test_app::{TestApp, eventually},
+    process::{Replica, config_of, run},
+    test_app::{TestApp, count, eventually},
 };
 
 const AT: &str = "2026-03-01T10:00:00Z";
@@ -124,13 +124,13 @@ async fn without_room_the_partition_waits_and_the_others_go_on() {
         kafka.send(4, value).await;
     }
     kafka.send(4, &event(7, 4, 1, "new", AT)).await;
-    let app = TestApp::start(&pool, &kafka, changes).await;
+    let replica = Replica::start(&config_of(&pool, &kafka, changes));
     let held = async |count: f64| {
-        let held = app.metric("notifications_consumer_partitions_held").await;
-        held == count
+        let held = "notifications_consumer_partitions_held";
+        replica.metrics(held).await.values().sum::<f64>() == count
     };
     eventually("it waits", async || held(1.0).await).await;
-    assert_eq!((unmoved(&pool).await, kafka.committed(0)), (2, None));
+    assert_eq!((unmoved(&pool).await, kafka.committed(0)), (2, Some(0)));
     for (order, sequence, status) in [(1, 1, "new"), (1, 2, "failed"), (2, 1, "new")] {
         let (partition, last) = kafka
             .send(order, &event(7, order, sequence, status, AT))
@@ -148,7 +148,6 @@ async fn without_room_the_partition_waits_and_the_others_go_on() {
     eventually("nothing waits", async || held(0.0).await).await;
     eventually("it has them", async || unmoved(&pool).await == 0).await;
     kafka.dead_letters(3);
-    let statuses = app.statuses(7).await;
-    assert_eq!(statuses.len(), 5, "{statuses:?}");
-    app.finish().await;
+    assert_eq!(count(&pool, "true").await, 5);
+    replica.stop();
 }

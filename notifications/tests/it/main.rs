@@ -26,6 +26,7 @@ mod dead_letters;
 mod kept_letters;
 mod rebalances;
 mod redelivery;
+mod starts;
 mod traces;
 mod unsequenced;
 
