@@ -68,6 +68,7 @@ impl App {
         database.expect_settled(&ORIGINAL).await?;
         let pool = database.pool(SERVICE, config.postgres.max_connections);
         let broker = Broker::new(&config.brokers, &config.kafka)?;
+        outbox::settle_at_start(&database, config.kafka.partitioner).await?;
         Ok(App {
             config,
             server,

@@ -20,6 +20,8 @@ const RELAYED: i64 = 1_000;
 const PAYMENT_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The relay's, by default.
 const LEASE: Duration = Duration::from_secs(16);
+/// The relay's, by default.
+const PARTITIONER: &str = "consistent_random";
 /// The relay's pause when it finds nothing.
 const IDLE: Duration = Duration::from_millis(5);
 
@@ -75,7 +77,7 @@ async fn relay(postgres: &PostgresConfig) -> anyhow::Result<std::convert::Infall
     loop {
         let mut tx = db.begin().await?;
         outbox::try_lock_relay(&mut tx).await?;
-        let rows = outbox::read_leased(&mut tx, holder, LEASE, RELAYED).await?;
+        let rows = outbox::read_leased(&mut tx, holder, LEASE, RELAYED, PARTITIONER).await?;
         tx.commit().await?;
         if rows.is_empty() {
             tokio::time::sleep(IDLE).await;

@@ -3,6 +3,7 @@
 //! least once, and the first time in order, also if two relays send at once: migration 10 has the reasons.
 
 mod broker;
+mod partitioner;
 
 use std::{
     sync::{Arc, LazyLock},
@@ -10,7 +11,9 @@ use std::{
 };
 
 use platform::{
+    error::StartError,
     grpc::registered,
+    kafka::Partitioner,
     pg::{self, Db, Pool},
     state_log::StateLog,
     tasks::Tasks,
@@ -21,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-pub(crate) use self::broker::Broker;
+pub(crate) use self::{broker::Broker, partitioner::settle_at_start};
 use crate::{
     config::OutboxConfig,
     crash::CrashPoint,
@@ -71,7 +74,9 @@ pub(crate) fn start(
         leased: Leased {
             db,
             holder: Uuid::new_v4(),
+            partitioner: broker.partitioner(),
         },
+        settled: false,
         broker,
         config,
         stopping: tasks.stopping(),
@@ -88,6 +93,8 @@ fn lease(broker_timeout: Duration, bound: Duration) -> Duration {
 
 struct Worker {
     leased: Leased,
+    /// The partitioner is written down.
+    settled: bool,
     lease: Duration,
     broker: Broker,
     config: OutboxConfig,
@@ -98,6 +105,7 @@ struct Worker {
 struct Leased {
     db: Pool,
     holder: Uuid,
+    partitioner: Partitioner,
 }
 
 impl Worker {
@@ -122,6 +130,8 @@ impl Worker {
                     continue;
                 }
                 Ok(_) => self.config.poll_interval,
+                // sending nothing would be said by an alert only
+                Err(error) if error.is::<StartError>() => return Err(error),
                 Err(error) => {
                     SENDING.failed(&format_args!("{error:#}"));
                     self.config.poll_interval * 2
@@ -153,6 +163,10 @@ impl Worker {
 
     /// Sends one batch; returns how many events left the outbox. No transaction is open while the broker acknowledges.
     async fn forward(&mut self) -> anyhow::Result<u64> {
+        if !self.settled {
+            self.leased.settle().await?;
+            self.settled = true;
+        }
         let rows = self.leased.read(self.lease, self.config.batch).await?;
         if rows.is_empty() {
             return Ok(0);
@@ -193,12 +207,18 @@ impl Worker {
 }
 
 impl Leased {
+    async fn settle(&mut self) -> anyhow::Result<()> {
+        let wanted = self.partitioner;
+        let work = async |db: &mut Db| partitioner::settle(db, wanted).await;
+        self.db.with_connection(work).await
+    }
+
     async fn read(&mut self, lease: Duration, batch: i64) -> pg::Result<Vec<OutboxRow>> {
-        let holder = self.holder;
+        let (holder, partitioner) = (self.holder, self.partitioner.as_str());
         let work = async |db: &mut Db| {
             let mut tx = db.begin().await?;
             let rows = if store::try_lock_relay(&mut tx).await? {
-                store::read_leased(&mut tx, holder, lease, batch).await?
+                store::read_leased(&mut tx, holder, lease, batch, partitioner).await?
             } else {
                 Vec::new()
             };

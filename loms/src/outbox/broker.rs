@@ -8,8 +8,14 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use platform::{config::KafkaConfig, error::StartError, kafka, telemetry};
+use platform::{
+    config::KafkaConfig,
+    error::StartError,
+    kafka::{self, Partitioner},
+    telemetry,
+};
 use rdkafka::{
+    ClientConfig,
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _, PurgeConfig},
     util::Timeout,
 };
@@ -35,19 +41,22 @@ impl Broker {
                 "name at least one host:port",
             ));
         }
-        let producer = kafka::producer_config(brokers, kafka)
-            .create()
-            .map_err(|error| {
-                StartError::new(
-                    format!("making the Kafka producer: {error}"),
-                    "correct brokers",
-                )
-            })?;
+        let producer = producer_config(brokers, kafka).create().map_err(|error| {
+            StartError::new(
+                format!("making the Kafka producer: {error}"),
+                "correct brokers",
+            )
+        })?;
         Ok(Broker {
             brokers: brokers.to_vec(),
             kafka: kafka.clone(),
             producer: Arc::new(Mutex::new(producer)),
         })
+    }
+
+    /// What its events are spread over the partitions with.
+    pub(super) fn partitioner(&self) -> Partitioner {
+        self.kafka.partitioner
     }
 
     fn producer(&self) -> FutureProducer {
@@ -63,7 +72,7 @@ impl Broker {
             return;
         };
         tracing::error!(kafka.code = ?code, error = %cause, "producer failed for good, making a new one");
-        match kafka::producer_config(&self.brokers, &self.kafka).create() {
+        match producer_config(&self.brokers, &self.kafka).create() {
             Ok(fresh) => *self.producer.lock().unwrap_or_else(PoisonError::into_inner) = fresh,
             Err(error) => tracing::error!(error = %error, "no new producer"),
         }
@@ -77,6 +86,12 @@ impl Broker {
         });
         asked.await.unwrap_or_else(|_| "unknown".into())
     }
+}
+
+fn producer_config(brokers: &[String], kafka: &KafkaConfig) -> ClientConfig {
+    let mut config = kafka::producer_config(brokers, kafka);
+    config.set("partitioner", kafka.partitioner.as_str());
+    config
 }
 
 /// Sends the rows and returns the ids that may be deleted: all, or per order what precedes its first failure, so that
@@ -207,4 +222,75 @@ fn purge(producer: &FutureProducer) {
     producer.purge(PurgeConfig::default().queue().inflight());
     // purged messages report at the next poll
     producer.flush(Timeout::After(Duration::ZERO)).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    /// Written by Sarama's NewHashPartitioner (v1.38.1, of the system before): 1,000 order ids, and the partition of each of
+    /// 12 and of 32.
+    const SARAMA: &str = include_str!("sarama_partitions.csv");
+
+    /// The partitions that a topic of so many gives to the keys.
+    async fn sent(partitioner: Partitioner, partitions: i32, keys: &[&str]) -> Vec<i32> {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster
+            .create_topic("orders", partitions, 1)
+            .expect("a topic");
+        let kafka = KafkaConfig {
+            partitioner,
+            ..KafkaConfig::default()
+        };
+        let broker = Broker::new(&[cluster.bootstrap_servers()], &kafka).expect("a producer");
+        let producer = broker.producer();
+        let mut reports = Vec::with_capacity(keys.len());
+        for key in keys {
+            let record = FutureRecord::<str, str>::to("orders")
+                .key(key)
+                .payload("{}");
+            let queued = producer.send_result(record).map_err(|(error, _)| error);
+            reports.push(queued.expect("queued"));
+        }
+        let mut sent = Vec::with_capacity(keys.len());
+        for report in reports {
+            let report = report.await.expect("reported").map_err(|(error, _)| error);
+            sent.push(report.expect("acknowledged").partition);
+        }
+        sent
+    }
+
+    #[tokio::test]
+    async fn fnv1a_random_is_saramas_hash_partitioner() {
+        let rows: Vec<Vec<&str>> = SARAMA
+            .lines()
+            .skip(1)
+            .map(|row| row.split(',').collect())
+            .collect();
+        let keys: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+        assert_eq!(keys.len(), 1000);
+        for (column, partitions) in [(1, 12), (2, 32)] {
+            let expected: Vec<i32> = rows
+                .iter()
+                .map(|row| row[column].parse().expect("a partition"))
+                .collect();
+            let found = sent(Partitioner::Fnv1aRandom, partitions, &keys).await;
+            assert_eq!(found, expected, "of {partitions}");
+            let other = sent(Partitioner::ConsistentRandom, partitions, &keys).await;
+            assert_ne!(other, expected, "of {partitions}");
+            let mut counts: BTreeMap<i32, usize> = BTreeMap::new();
+            for partition in found {
+                *counts.entry(partition).or_default() += 1;
+            }
+            assert_eq!(
+                counts.len(),
+                partitions as usize,
+                "every partition has some"
+            );
+        }
+    }
 }

@@ -39,17 +39,19 @@ pub(crate) async fn try_lock_relay(db: &mut Db) -> sqlx::Result<bool> {
 }
 
 /// Takes or renews the lease and reads the oldest events, by id: within an order that is the order of their sequence.
-/// Empty if nothing waits, or if another relay has the lease.
+/// Empty if nothing waits, or if another relay has the lease, or if events are sent with another partitioner.
 pub(crate) async fn read_leased(
     db: &mut Db,
     holder: Uuid,
     lease: Duration,
     limit: i64,
+    partitioner: &str,
 ) -> sqlx::Result<Vec<OutboxRow>> {
     let rows = sqlx::query!(
         r#"WITH lease AS (
                UPDATE loms.relay SET holder = $1, leased_until = clock_timestamp() + make_interval(secs => $2)
-               WHERE holder = $1 OR leased_until <= clock_timestamp()
+               WHERE (holder = $1 OR leased_until <= clock_timestamp())
+                 AND coalesce(partitioner, 'consistent_random') = $4
                RETURNING holder
            )
            SELECT o.id, o.order_id, o.sequence, o.traceparent, u.user_id, h.to_status::text AS "status!", h.at
@@ -60,7 +62,8 @@ pub(crate) async fn read_leased(
            ORDER BY o.id"#,
         holder,
         lease.as_secs_f64(),
-        limit
+        limit,
+        partitioner
     )
     .fetch_all(db)
     .await?;
@@ -77,6 +80,24 @@ pub(crate) async fn read_leased(
             })
         })
         .collect()
+}
+
+/// What events are sent with, and whether some wait; until this transaction ends nobody takes the lease or changes it.
+pub(crate) async fn lock_partitioner(db: &mut Db) -> sqlx::Result<(Option<String>, bool)> {
+    let row = sqlx::query!(
+        r#"SELECT partitioner, EXISTS (SELECT 1 FROM loms.outbox) AS "waiting!" FROM loms.relay FOR NO KEY UPDATE OF relay"#
+    )
+    .fetch_one(db)
+    .await?;
+    Ok((row.partitioner, row.waiting))
+}
+
+/// Writes down what events are sent with from now on.
+pub(crate) async fn write_partitioner(db: &mut Db, partitioner: &str) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE loms.relay SET partitioner = $1", partitioner)
+        .execute(db)
+        .await?;
+    Ok(())
 }
 
 /// Keeps the lease for so long from now, if nobody has taken it over; no time at all gives it back.

@@ -58,6 +58,7 @@ mod migrations;
 mod outages;
 #[cfg(feature = "failpoints")]
 mod panics;
+mod partitioner;
 mod payments;
 mod relay;
 mod shutdown;

@@ -222,6 +222,7 @@ async fn constraints_refuse_what_they_are_there_for() {
             ("import", "through"),
             ("outbox", "traceparent"),
             ("relay", "holder"),
+            ("relay", "partitioner"),
             ("status_change", "at"),
             ("status_change", "from_status"),
             ("user_order", "created_at"),
