@@ -149,14 +149,8 @@ impl LomsStub {
     }
 
     pub(crate) fn keys(&self) -> Vec<String> {
-        self.0
-            .state
-            .lock()
-            .unwrap()
-            .orders
-            .keys()
-            .cloned()
-            .collect()
+        let state = self.0.state.lock().unwrap();
+        state.orders.keys().cloned().collect()
     }
 
     pub(crate) fn stock_calls(&self) -> usize {
