@@ -2,12 +2,17 @@
 //! tables: replays and misuse of keys, stock that is short or held by somebody, payments of long ago, both sweeps, both
 //! audits.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::join_all;
+use pbjson_types::Timestamp;
 use proto::loms::{
-    CancelOrderRequest, CreateOrderRequest, OrderItem, OrderPayedRequest, loms_client::LomsClient,
+    AbandonOrderRequest, CancelOrderRequest, CreateOrderRequest, OrderItem, OrderPayedRequest,
+    loms_client::LomsClient,
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
@@ -61,6 +66,7 @@ pub(super) async fn walk(plan: &Plan, target: &mut Target) -> Result<Watched> {
     };
     deliver_twice(target).await?;
     walker.keys().await?;
+    walker.abandon().await?;
     walker.look(&[&new, &old]).await?;
     walker.pay(&[&new, &old]).await?;
     walker.cancel(&new).await?;
@@ -105,6 +111,24 @@ impl Walker<'_> {
             let refused = self.loms.clone().create_order(other).await;
             let refused = refused.err().context("a key was used for two orders")?;
             ensure!(refused.code() == Code::InvalidArgument, "{refused}");
+        }
+        Ok(())
+    }
+
+    /// A key that has made an order, and one that makes none any more.
+    async fn abandon(&self) -> Result<()> {
+        self.create(self.order(RARE, 1, "given-up")).await?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        for key in ["given-up-1", "never-tried"] {
+            let request = AbandonOrderRequest {
+                user: 1,
+                idempotency_key: key.to_owned(),
+                first_tried_at: Some(Timestamp {
+                    seconds: since.as_secs().cast_signed(),
+                    nanos: 0,
+                }),
+            };
+            self.loms.clone().abandon_order(request).await?;
         }
         Ok(())
     }

@@ -193,6 +193,10 @@ fn configure(stack: &Stack, settings: &Value) -> PathBuf {
     config["grpc"]["listen"] = json!("127.0.0.1:0");
     config["http"]["listen"] = json!("127.0.0.1:0");
     merge(&mut config, settings);
+    // a section that is set to nothing is left out
+    if let Some(sections) = config.as_object_mut() {
+        sections.retain(|_, section| !section.is_null());
+    }
     let number = COUNT.fetch_add(1, Ordering::SeqCst);
     let file = stack.dir().join(format!("replica-{number}.yaml"));
     std::fs::write(&file, config.to_string()).unwrap();

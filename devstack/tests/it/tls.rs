@@ -9,7 +9,7 @@ use proto::loms::{
     ReceiveStockRequest, ReceiveStockResponse, StockLine, StocksRequest, loms_client::LomsClient,
 };
 use rcgen::KeyPair;
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tonic::{Code, Response, Status, transport::Channel};
 
@@ -217,20 +217,17 @@ async fn a_plaintext_port_is_beside_for_a_while_and_has_no_role() {
         let address = format!("http://{}", replica.plaintext);
         LomsClient::new(Channel::from_shared(address).unwrap().connect_lazy())
     };
-    let open = Replica::start(&stack, &both).await;
+    let mut without_roles = both.clone();
+    without_roles["roles"] = Value::Null;
+    let open = Replica::start(&stack, &without_roles).await;
     assert_eq!(on_sale(plain(&open)).await.unwrap(), 0);
     assert_eq!(on_sale(open.stranger()).await.unwrap(), 0);
     let refused = receive(plain(&open), "d1").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
     open.stop().await;
 
-    // not even the role of everybody
-    let mut with_roles = both.clone();
-    devstack::service::merge(
-        &mut with_roles,
-        &json!({"tls": {"client_auth": "optional"}, "roles": {"*": ["reader"]}}),
-    );
-    let with_roles = Replica::start(&stack, &with_roles).await;
+    // as shipped everybody has a role; not there
+    let with_roles = Replica::start(&stack, &both).await;
     assert_eq!(on_sale(with_roles.stranger()).await.unwrap(), 0);
     let refused = on_sale(plain(&with_roles)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
@@ -238,7 +235,7 @@ async fn a_plaintext_port_is_beside_for_a_while_and_has_no_role() {
 
     for refused in [
         json!({"tls": {"client_auth": "required"}, "admin": {"listen": "127.0.0.1:0"}}),
-        json!({"tls": {"enabled": false}}),
+        json!({"tls": {"enabled": false, "client_auth": "none"}, "roles": null}),
     ] {
         let mut settings = both.clone();
         devstack::service::merge(&mut settings, &refused);
