@@ -39,7 +39,7 @@ const CHUNK_BYTES: i64 = 4 * 1024 * 1024;
 /// Letters on their way to the topic at once: each may be as long as a record.
 const MOVED_AT_ONCE: i64 = 50;
 /// How long a letter is left to the replica that has it, beyond the broker's bound.
-const CLAIM_MARGIN: Duration = Duration::from_secs(30);
+const CLAIM_MARGIN: Duration = Duration::from_secs(5);
 /// Rows deleted by one statement.
 const DELETED_AT_ONCE: i64 = 100;
 

@@ -151,3 +151,29 @@ async fn without_room_the_partition_waits_and_the_others_go_on() {
     assert_eq!(count(&pool, "true").await, 5);
     replica.stop();
 }
+
+/// A worker that dies between the topic and the mark: the topic gets the letter once more, and nobody sees it twice.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn aborted_before_letters_are_marked() {
+    let pool = crate::database().await;
+    let kafka = Kafka::new().await;
+    let changes = json!({
+        "inbox": {"dead_letter_timeout": "1s"},
+        "dead_letters": {"poll": "100ms"},
+        "kafka": {"session_timeout": kafka.shortest_session()},
+    });
+    let config = config_of(&pool, &kafka, changes);
+    kafka.send(4, "poison").await;
+    let replica = Replica::start_with(&config, "letters-marking=return");
+    replica.aborted().await;
+    kafka.dead_letters(1);
+    assert_eq!(unmoved(&pool).await, 1);
+    let replica = Replica::start(&config);
+    eventually("it is marked", async || unmoved(&pool).await == 0).await;
+    replica.stop();
+    assert_eq!(kafka.dead_letters(2).len(), 2, "at least once");
+    assert_eq!(listed(&config, &[]).len(), 1);
+    assert_eq!(replay(&config, &[]), "1 dead letters put back");
+    assert!(listed(&config, &[]).is_empty());
+}
