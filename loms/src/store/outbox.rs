@@ -82,10 +82,14 @@ pub(crate) async fn read_leased(
         .collect()
 }
 
-/// What events are sent with, and whether some wait; until this transaction ends nobody takes the lease or changes it.
+/// What events are sent with, and whether some wait whose predecessors were sent; until this transaction ends nobody takes
+/// the lease or changes it. After an import events wait, and no relay has sent any.
 pub(crate) async fn lock_partitioner(db: &mut Db) -> sqlx::Result<(Option<String>, bool)> {
     let row = sqlx::query!(
-        r#"SELECT partitioner, EXISTS (SELECT 1 FROM loms.outbox) AS "waiting!" FROM loms.relay FOR NO KEY UPDATE OF relay"#
+        r#"SELECT partitioner,
+                  EXISTS (SELECT 1 FROM loms.outbox)
+                  AND NOT (partitioner IS NULL AND EXISTS (SELECT 1 FROM loms.import WHERE state = 'done')) AS "waiting!"
+           FROM loms.relay FOR NO KEY UPDATE OF relay"#
     )
     .fetch_one(db)
     .await?;

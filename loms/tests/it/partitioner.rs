@@ -87,6 +87,28 @@ async fn another_partitioner_is_refused_while_events_wait() {
     app.stop().await.unwrap();
 }
 
+/// The system before has sent with Sarama's; what the import decides is sent with the same.
+#[tokio::test]
+async fn after_an_import_the_first_start_chooses() {
+    let pool = crate::database().await;
+    let topic = kafka::unused_topic();
+    kafka::create_topic(&topic).await;
+    let app = TestApp::start(&pool, json!({"brokers": [NOWHERE]})).await;
+    app.receive("d1", &[(1, 7, 100)]).await.unwrap();
+    app.create(1, &[(7, 1)]).await;
+    app.stop().await.unwrap();
+    // as an import leaves it
+    oracle::run(&pool, "UPDATE loms.relay SET partitioner = NULL").await;
+    oracle::run(&pool, "INSERT INTO loms.import (state) VALUES ('done')").await;
+    let app = TestApp::start(&pool, with("fnv1a_random", &topic)).await;
+    assert_eq!(written(&pool).await.as_deref(), Some("fnv1a_random"));
+    app.finish().await;
+    let sarama = of_sarama();
+    for event in kafka::read_log(&topic).await {
+        assert_eq!(event.partition, sarama[&event.key], "{}", event.key);
+    }
+}
+
 /// A replica whose configuration was forgotten must not send beside the others.
 #[tokio::test]
 async fn a_relay_with_another_partitioner_than_is_written_sends_nothing() {
