@@ -165,6 +165,15 @@ pub struct OpenPurchase {
     pub sent_keyless: bool,
     /// It was sent so long ago that whoever sent it has no answer coming.
     pub sent_long_ago: bool,
+    /// The same of the cancellation of its order.
+    pub cancel_sent_long_ago: bool,
+}
+
+impl OpenPurchase {
+    /// Whether nothing more is to be waited for.
+    pub fn is_given_up(&self) -> bool {
+        self.resolving && self.sent_long_ago
+    }
 }
 
 /// The user's last purchase, as a call finds it before it knows what to do about it.
@@ -220,8 +229,8 @@ pub enum Verdict {
     Wait,
 }
 
-/// Decides an open purchase by its order.
-pub fn judge(order: Order, resolving: bool) -> Verdict {
+/// Decides an open purchase by its order; `given_up`: nothing more is to be waited for.
+pub fn judge(order: Order, resolving: bool, given_up: bool) -> Verdict {
     let id = order.id;
     match order.status {
         OrderStatus::AwaitingPayment if resolving => Verdict::Cancel,
@@ -233,7 +242,7 @@ pub fn judge(order: Order, resolving: bool) -> Verdict {
             shortages: order.shortages,
         }),
         OrderStatus::Cancelled => Verdict::Close(Outcome::Cancelled { order: id }),
-        OrderStatus::New if resolving => Verdict::Close(Outcome::Unknown { order: Some(id) }),
+        OrderStatus::New if given_up => Verdict::Close(Outcome::Unknown { order: Some(id) }),
         OrderStatus::New => Verdict::Wait,
     }
 }
@@ -251,7 +260,7 @@ pub fn backoff(attempts: u32, first: Duration, most: Duration, random: f64) -> D
 mod tests {
     use super::*;
 
-    fn judged(status: OrderStatus, resolving: bool) -> Verdict {
+    fn judged(status: OrderStatus, resolving: bool, given_up: bool) -> Verdict {
         let shortages = vec![Shortage {
             sku: 1,
             requested: 2,
@@ -264,6 +273,7 @@ mod tests {
                 shortages,
             },
             resolving,
+            given_up,
         )
     }
 
@@ -287,9 +297,11 @@ mod tests {
             (OrderStatus::Cancelled, cancelled.clone(), cancelled),
         ];
         for (status, resumed, resolved) in table {
-            assert_eq!(judged(status, false), resumed, "{status:?} resumed");
-            assert_eq!(judged(status, true), resolved, "{status:?} resolved");
+            assert_eq!(judged(status, false, false), resumed, "{status:?} resumed");
+            assert_eq!(judged(status, true, true), resolved, "{status:?} resolved");
         }
+        // sent a moment ago, for a purchase that is old
+        assert_eq!(judged(OrderStatus::New, true, false), Verdict::Wait);
     }
 
     #[test]

@@ -289,7 +289,8 @@ impl Purchases {
         driver: &Driver,
     ) -> Result<bool, Error> {
         fail_point!("purchase-closing", |_| std::process::abort());
-        let write = async |db: &mut Db| write_close(db, purchase, outcome).await;
+        let resolve_after = self.config.resolve_after;
+        let write = async |db: &mut Db| write_close(db, purchase, outcome, resolve_after).await;
         if !self.pool.with_row(purchase.user.get(), write).await? {
             return Ok(false);
         }
@@ -337,10 +338,17 @@ impl Purchases {
 }
 
 /// The transaction of [`Purchases::close`]; whether it closed the purchase.
-async fn write_close(db: &mut Db, purchase: &OpenPurchase, outcome: &Outcome) -> pg::Result<bool> {
+async fn write_close(
+    db: &mut Db,
+    purchase: &OpenPurchase,
+    outcome: &Outcome,
+    resolve_after: Duration,
+) -> pg::Result<bool> {
     let mut tx = db.begin().await?;
     store::carts::lock_cart(&mut tx, purchase.user).await?;
-    if !store::purchases::close_purchase(&mut tx, purchase, outcome).await? {
+    let closed =
+        store::purchases::close_purchase(&mut tx, purchase, outcome, resolve_after).await?;
+    if !closed {
         return Ok(false);
     }
     match outcome {

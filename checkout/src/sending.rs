@@ -25,6 +25,8 @@ pub struct Sending {
     /// Its own mark, if it began the purchase: with it, the purchase counts as sent already.
     begun: Option<SentMark>,
     sent: AtomicBool,
+    /// It was marked and not sent: it is too old.
+    refrained: AtomicBool,
 }
 
 impl Sending {
@@ -32,7 +34,7 @@ impl Sending {
     pub fn begun(mark: SentMark) -> Self {
         Self {
             begun: Some(mark),
-            sent: AtomicBool::new(false),
+            ..Self::default()
         }
     }
 
@@ -66,32 +68,60 @@ impl Sender {
         deadline: Deadline,
     ) -> Result<Outcome, Error> {
         let order = match purchase.order {
-            Some(id) => self.look_up(id, deadline).await?,
+            Some(id) => match self.look_up(purchase, id, deadline).await? {
+                Some(order) => order,
+                None => return missing(purchase, id),
+            },
             None if purchase.sent_keyless => return undecided(purchase),
             None => {
                 let permit = |keys| self.may_place(purchase, sending, keys).boxed();
                 match self.loms.place(purchase, deadline, &permit).await? {
                     Placement::Placed(order) => order,
                     Placement::Made(id) => {
-                        let note = async |db: &mut Db| store::note_order(db, purchase.id, id).await;
-                        self.pool.repeatable(note).await?;
-                        self.look_up(id, deadline).await?
+                        self.note(purchase, id).await;
+                        match self.look_up(purchase, id, deadline).await? {
+                            Some(order) => order,
+                            None => return missing(purchase, id),
+                        }
                     }
                     Placement::Refused(reason) => return Ok(Outcome::Refused { reason }),
+                    Placement::NotSent if sending.refrained.load(Ordering::Relaxed) => {
+                        let reason = "it is too old to be sent to a loms that ignores keys";
+                        return Ok(Outcome::Refused {
+                            reason: reason.to_owned(),
+                        });
+                    }
                     Placement::NotSent => return undecided(purchase),
                 }
             }
         };
         fail_point!("order-placed", |_| std::process::abort());
-        let id = order.id;
-        let verdict = match purchase::judge(order, purchase.resolving) {
+        self.decide(purchase, order, deadline).await
+    }
+
+    /// What becomes of a purchase whose order is known.
+    async fn decide(
+        &self,
+        purchase: &OpenPurchase,
+        order: Order,
+        deadline: Deadline,
+    ) -> Result<Outcome, Error> {
+        let (id, given_up) = (order.id, purchase.is_given_up());
+        let verdict = match purchase::judge(order, purchase.resolving, given_up) {
             Verdict::Cancel => {
                 let permit = |keys| self.may_cancel(purchase, keys).boxed();
-                match self.loms.cancel(id, deadline, &permit).await? {
-                    Cancellation::Done => return Ok(Outcome::Cancelled { order: id }),
-                    Cancellation::TooLate | Cancellation::NotSent => {
-                        purchase::judge(self.look_up(id, deadline).await?, true)
+                let cancelled = self.loms.cancel(id, deadline, &permit).await?;
+                if let Cancellation::Done = cancelled {
+                    return Ok(Outcome::Cancelled { order: id });
+                }
+                let Some(order) = self.look_up(purchase, id, deadline).await? else {
+                    return missing(purchase, id);
+                };
+                match purchase::judge(order, true, given_up) {
+                    Verdict::Cancel if purchase.cancel_sent_long_ago => {
+                        Verdict::Close(Outcome::Unknown { order: Some(id) })
                     }
+                    verdict => verdict,
                 }
             }
             verdict => verdict,
@@ -102,13 +132,27 @@ impl Sender {
         }
     }
 
-    async fn look_up(&self, id: OrderId, deadline: Deadline) -> Result<Order, Error> {
-        let status = self.loms.status(id, deadline).await?;
-        Ok(Order {
+    /// Writes the order down. It goes on without: what LOMS says of the order closes the purchase.
+    async fn note(&self, purchase: &OpenPurchase, id: OrderId) {
+        let note = async |db: &mut Db| store::note_order(db, purchase.id, id).await;
+        if let Err(error) = self.pool.repeatable(note).await {
+            tracing::error!(purchase.id = %purchase.id, order.id = id.0, error = %error,
+                "order of an open purchase was not written down");
+        }
+    }
+
+    async fn look_up(
+        &self,
+        purchase: &OpenPurchase,
+        id: OrderId,
+        deadline: Deadline,
+    ) -> Result<Option<Order>, Error> {
+        let status = self.loms.status(id, purchase.user, deadline).await?;
+        Ok(status.map(|status| Order {
             id,
             status,
             shortages: vec![],
-        })
+        }))
     }
 
     async fn may_place(
@@ -129,7 +173,12 @@ impl Sender {
                 let unsent = sending.unsent();
                 let mark =
                     async |db: &mut Db| store::mark_sent_keyless(db, purchase.id, unsent).await;
-                self.pool.repeatable(mark).await?
+                let marked = self.pool.repeatable(mark).await?;
+                // an order that would be cancelled at once is none: marked, nobody else sends it
+                sending
+                    .refrained
+                    .store(marked && purchase.resolving, Ordering::Relaxed);
+                marked && !purchase.resolving
             }
         };
         if may {
@@ -147,9 +196,18 @@ impl Sender {
 
 /// What is to be made of a purchase that may have an order, and must not be sent again.
 fn undecided(purchase: &OpenPurchase) -> Result<Outcome, Error> {
-    if purchase.resolving && purchase.sent_long_ago {
+    if purchase.is_given_up() {
         Ok(Outcome::Unknown { order: None })
     } else {
         Err(Error::OrderOutcomePending)
+    }
+}
+
+/// The same of one whose order LOMS does not have: it is another LOMS.
+fn missing(purchase: &OpenPurchase, id: OrderId) -> Result<Outcome, Error> {
+    if purchase.is_given_up() {
+        Ok(Outcome::Unknown { order: Some(id) })
+    } else {
+        Err(Error::OrderUndecided { order: id })
     }
 }

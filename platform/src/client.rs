@@ -244,7 +244,12 @@ impl Service<Request<Body>> for Client {
         };
         let (answer, closed) = (self.channel.call(request), self.closed.clone());
         let counted = async move {
-            let answer = answer.await.inspect_err(|_| closed.cancel());
+            let answer = answer.await.inspect_err(|error| {
+                // a call whose time is over says nothing of its connection
+                if !is_late(error) {
+                    closed.cancel();
+                }
+            });
             outcome.end(match &answer {
                 Ok(response) => code_of(response.headers()),
                 Err(_) => tonic::Code::Unavailable,
@@ -253,6 +258,11 @@ impl Service<Request<Body>> for Client {
         };
         Box::pin(counted.instrument(span))
     }
+}
+
+fn is_late(error: &tonic::transport::Error) -> bool {
+    let mut causes = anyhow::Chain::new(error);
+    causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
 }
 
 /// What became of a call, counted when it is over: also of one that nobody waits for any more.

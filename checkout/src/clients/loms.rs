@@ -17,9 +17,9 @@ use proto::loms::{self as pb, loms_client::LomsClient};
 use tokio::sync::{Mutex, OnceCell};
 use tonic::{Code, Request, Response, Status};
 
-use super::{failure, retry, state};
+use super::{failure, reason, retry, state};
 use crate::{
-    cart::Sku,
+    cart::{Sku, UserId},
     error::Error,
     purchase::{OpenPurchase, Order, OrderId, OrderStatus, Shortage},
 };
@@ -96,19 +96,26 @@ impl Connection {
                 .request(deadline, pb::AbandonOrderRequest::default());
             let mut stub = LomsClient::new(self.client.clone());
             let answer = self.client.call(deadline, stub.abandon_order(request));
-            match answer.await.map_err(|status| (status.code(), status)) {
-                // a role that is missing here is missing for CreateOrder too: only a LOMS that
-                // keeps keys has roles
-                Err((
-                    Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated,
-                    _,
-                )) => Ok(Keys::Kept),
-                Err((Code::Unimplemented, _)) => Ok(Keys::Ignored),
-                Err((_, status)) => Err(status),
+            match answer.await {
                 Ok(_) => Ok(Keys::Kept),
+                Err(status) => match status.code() {
+                    Code::InvalidArgument => Ok(Keys::Kept),
+                    // one of ours, of a release that does not know it: only ours has roles
+                    Code::PermissionDenied if reason(&status) == "ROLE_REQUIRED" => Ok(Keys::Kept),
+                    Code::Unimplemented => Ok(Keys::Ignored),
+                    _ => Err(status),
+                },
             }
         };
-        match *self.keys.get_or_try_init(ask).await? {
+        // another caller may be asking, and have more time
+        let known = self.client.call(deadline, async {
+            self.keys
+                .get_or_try_init(ask)
+                .await
+                .copied()
+                .map(Response::new)
+        });
+        match known.await? {
             Keys::Kept => Ok(Keys::Kept),
             // asked each time, so that an order is not sent, for the one time, over a connection
             // that is dead and does not know it yet
@@ -184,6 +191,8 @@ impl Loms {
             Err(status) if status.code() == Code::InvalidArgument => {
                 Ok(Placement::Refused(status.message().to_owned()))
             }
+            // by another replica, which writes down what becomes of the purchase
+            Err(status) if reason(&status) == "KEY_ABANDONED" => Ok(Placement::NotSent),
             Err(status) => Err(failure(NAME, &status)),
         }
     }
@@ -213,19 +222,28 @@ impl Loms {
         }
     }
 
-    /// The present status of an order.
+    /// The present status of a user's order. `None`: LOMS has no such order of this user.
     ///
     /// # Errors
-    /// LOMS is away, busy or late, or has no such order.
-    pub async fn status(&self, order: OrderId, deadline: Deadline) -> Result<OrderStatus, Error> {
+    /// LOMS is away, busy or late.
+    pub async fn status(
+        &self,
+        order: OrderId,
+        user: UserId,
+        deadline: Deadline,
+    ) -> Result<Option<OrderStatus>, Error> {
         let message = pb::ListOrderRequest { order_id: order.0 };
         let answer = self
             .ask(deadline, message, |mut stub, request| async move {
                 stub.list_order(request).await
             })
-            .await
-            .map_err(|status| failure(NAME, &status))?;
-        read_status(&answer.status)
+            .await;
+        match answer {
+            Ok(answer) if answer.user == user.get() => read_status(&answer.status).map(Some),
+            Ok(_) => Ok(None),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(failure(NAME, &status)),
+        }
     }
 
     async fn ask<M, T, F>(

@@ -83,12 +83,12 @@ pub async fn insert_purchase(
     Ok((row.id, SentMark(row.sent_at)))
 }
 
-/// Marks a purchase as sent to a LOMS that keeps keys, also one that was closed meanwhile: there it
-/// changes nothing. `false`: it must not be, one that ignores keys has been sent it before.
+/// Marks a purchase as sent to a LOMS that keeps keys. `false`: it must not be, because it is closed,
+/// or one that ignores keys has been sent it before.
 pub async fn mark_sent(conn: &mut Db, id: Uuid) -> Result<bool, sqlx::Error> {
     let marked = sqlx::query!(
         "UPDATE checkout.purchase SET sent_at = clock_timestamp()
-         WHERE id = $1 AND NOT sent_keyless",
+         WHERE id = $1 AND closed_at IS NULL AND NOT sent_keyless",
         id
     )
     .execute(conn)
@@ -162,7 +162,8 @@ pub async fn load_purchase(
                   purchase.sent_keyless,
                   purchase.shortages::text AS "shortages!",
                   purchase.created_at + make_interval(secs => $2) <= clock_timestamp() AS "stale!",
-                  COALESCE(purchase.sent_at + make_interval(secs => $2) <= clock_timestamp(), true) AS "sent_long_ago!"
+                  COALESCE(purchase.sent_at + make_interval(secs => $2) <= clock_timestamp(), false) AS "sent_long_ago!",
+                  COALESCE(purchase.cancel_sent_at + make_interval(secs => $2) <= clock_timestamp(), false) AS "cancel_sent_long_ago!"
            FROM checkout.purchase JOIN checkout.cart ON cart.id = purchase.cart_id
            WHERE purchase.id = $1"#,
         id,
@@ -193,6 +194,7 @@ pub async fn load_purchase(
         order: row.order_id.map(OrderId),
         sent_keyless: row.sent_keyless,
         sent_long_ago: row.sent_long_ago,
+        cancel_sent_long_ago: row.cancel_sent_long_ago,
     };
     Ok(Some(Loaded::Open {
         purchase,
@@ -245,12 +247,13 @@ pub async fn mark_resolving(conn: &mut Db, id: Uuid) -> Result<(), sqlx::Error> 
     Ok(())
 }
 
-/// Closes a purchase; `false` when somebody else has, or when it began to be resolved since it was read. Only who gets
-/// `true` may move lines.
+/// Closes a purchase; `false` when somebody else has, or when it began to be resolved since it was read, or was sent since then
+/// and its order is to be unknown. Only who gets `true` may move lines.
 pub async fn close_purchase(
     conn: &mut Db,
     purchase: &OpenPurchase,
     outcome: &Outcome,
+    resolve_after: Duration,
 ) -> Result<bool, sqlx::Error> {
     let (shortages, refusal): (&[Shortage], Option<&str>) = match outcome {
         Outcome::Failed { shortages, .. } => (shortages, None),
@@ -270,14 +273,16 @@ pub async fn close_purchase(
         "UPDATE checkout.purchase
          SET closed_at = clock_timestamp(), outcome = $3, order_id = $4, shortages = $5::text::jsonb, refusal = $6,
              outcome_unknown = $7
-         WHERE id = $1 AND closed_at IS NULL AND resolving = $2",
+         WHERE id = $1 AND closed_at IS NULL AND resolving = $2
+           AND (NOT $7 OR $4::bigint IS NOT NULL OR sent_at + make_interval(secs => $8) <= clock_timestamp())",
         purchase.id,
         purchase.resolving,
         name,
         outcome.order().map(|order| order.0),
         shortages,
         refusal,
-        unknown
+        unknown,
+        resolve_after.as_secs_f64()
     )
     .execute(conn)
     .await?;

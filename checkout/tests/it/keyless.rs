@@ -59,7 +59,7 @@ impl Shop {
     async fn grow_old(&self) {
         let aged = "UPDATE checkout.purchase
                     SET created_at = created_at - interval '5 minutes', sent_at = sent_at - interval '5 minutes',
-                        next_attempt_at = clock_timestamp()";
+                        cancel_sent_at = cancel_sent_at - interval '5 minutes', next_attempt_at = clock_timestamp()";
         sqlx::query(aged).execute(&self.app.pool).await.unwrap();
     }
 
@@ -208,5 +208,56 @@ async fn an_order_that_stays_new_is_given_up_by_its_number() {
     shop.grow_old().await;
     assert_eq!(shop.is_unknown().await.as_deref(), Some("1"));
     assert_eq!(app.loms.order_calls(), 1);
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn a_cancellation_that_is_lost_for_good_does_not_hold_the_cart() {
+    let shop = shop(true, no_worker()).await;
+    let app = &shop.app;
+    app.loms.mood(Mood::HidesOrders);
+    assert_lost(app).await;
+    app.loms.mood(Mood::LosesAnswers);
+    shop.grow_old().await;
+    let sent = async || app.loms.orders()[0].status == "cancelled";
+    eventually("the worker cancels", sent).await;
+    app.loms.set_status(1, "awaiting payment");
+    app.loms.mood(Mood::Well);
+    assert_lost(app).await;
+    shop.grow_old().await;
+    assert_eq!(shop.is_unknown().await.as_deref(), Some("1"));
+    assert_eq!(app.loms.on_sale(5), 100, "given back once");
+    shop.finish().await;
+}
+
+#[tokio::test]
+async fn an_old_purchase_that_was_never_sent_makes_no_order() {
+    let shop = shop(true, no_worker()).await;
+    let app = &shop.app;
+    shop.line.set(Line::Cut);
+    assert_lost(app).await;
+    shop.grow_old().await;
+    shop.line.set(Line::Up);
+    let closed = async || app.open_purchases().await == 0;
+    eventually("the purchase is closed", closed).await;
+    assert_eq!(app.cart(1).await, [(5, 2)], "the lines are back");
+    assert_eq!(app.loms.order_calls(), 0);
+    assert_eq!(app.purchase(1).await.unwrap(), 1);
+    shop.app.finish().await;
+}
+
+#[tokio::test]
+async fn another_users_order_of_the_same_number_is_left_alone() {
+    let shop = shop(true, no_worker()).await;
+    let app = &shop.app;
+    app.loms.mood(Mood::HidesOrders);
+    assert_lost(app).await;
+    // the LOMS that is there now has given the number to somebody else
+    app.loms.set_user(1, 77);
+    app.loms.mood(Mood::Well);
+    assert_lost(app).await;
+    shop.grow_old().await;
+    assert_eq!(shop.is_unknown().await.as_deref(), Some("1"));
+    assert_eq!(app.loms.orders()[0].status, "awaiting payment");
     shop.finish().await;
 }

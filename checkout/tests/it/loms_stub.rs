@@ -123,14 +123,8 @@ impl LomsStub {
     }
 
     pub(crate) fn on_sale(&self, sku: u32) -> u64 {
-        self.0
-            .state
-            .lock()
-            .unwrap()
-            .stock
-            .get(&sku)
-            .copied()
-            .unwrap_or(0)
+        let state = self.0.state.lock().unwrap();
+        state.stock.get(&sku).copied().unwrap_or(0)
     }
 
     /// Every order there is, in the order of their numbers.
@@ -168,13 +162,18 @@ impl LomsStub {
 
     /// Somebody else pays, cancels, .. the order.
     pub(crate) fn set_status(&self, id: i64, status: &str) {
+        self.change(id, |order| order.status = status.to_owned());
+    }
+
+    /// The number is that of another's order, as it may be in another LOMS.
+    pub(crate) fn set_user(&self, id: i64, user: i64) {
+        self.change(id, |order| order.user = user);
+    }
+
+    fn change(&self, id: i64, change: impl FnOnce(&mut Order)) {
         let mut state = self.0.state.lock().unwrap();
-        let order = state
-            .orders
-            .values_mut()
-            .find(|order| order.id == id)
-            .unwrap();
-        order.status = status.to_owned();
+        let order = state.orders.values_mut().find(|order| order.id == id);
+        change(order.unwrap());
     }
 
     /// Waits until a held call has come.

@@ -20,7 +20,7 @@ pub struct DeadLetter {
     pub row: Option<i64>,
     /// When it died, RFC 3339.
     pub time: Option<String>,
-    /// [`Cause`] in a word.
+    /// Why it died, in a word.
     pub cause: Option<String>,
     /// What was wrong.
     pub error: Option<String>,
