@@ -2,7 +2,11 @@
 //! is dead-lettered, then its offsets are committed; a crash in between only means that it is read, and recognised, again.
 //! While the database or the broker fails, the batch stays in hand, the partitions are paused and polling goes on.
 
-use std::{sync::Arc, sync::LazyLock, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use fail::fail_point;
@@ -33,7 +37,7 @@ use crate::{
     config::InboxConfig,
     dead_letters::{DeadLetters, Room},
     event::Received,
-    hand::{Hand, Jump},
+    hand::Hand,
     lag,
     letter::{Cause, Letter},
     saving::{self, Progress, Stopped, Verdict},
@@ -75,6 +79,8 @@ pub struct Inbox {
     pool: Pool,
     topic: String,
     start: Start,
+    /// Partitions that could not begin, and when they are tried again: to ask for one without a leader takes seconds.
+    unbegun: Option<(BTreeSet<i32>, Instant)>,
     config: InboxConfig,
     saved: Arc<Notify>,
 }
@@ -115,6 +121,7 @@ impl Inbox {
             pool,
             topic,
             start: kafka.start,
+            unbegun: None,
             config,
             saved,
         })
@@ -171,14 +178,18 @@ impl Inbox {
             };
             take(&self.consumer, hand, polled)?;
         }
-        self.explain(std::mem::take(&mut hand.jumps)).await;
+        let jumps = std::mem::take(&mut hand.jumps);
+        starts::explain(&self.consumer, &self.topic, jumps).await;
         Ok(())
     }
 
     /// Settles where the reading of partitions that have come begins; they stay paused as long as that fails.
-    async fn begin(&self, hand: &mut Hand) {
+    async fn begin(&mut self, hand: &mut Hand) {
         let arrived = self.consumer.context().arrived();
-        if arrived.is_empty() {
+        let waits = |(unbegun, until): &(BTreeSet<i32>, Instant)| {
+            arrived.is_subset(unbegun) && Instant::now() < *until
+        };
+        if arrived.is_empty() || self.unbegun.as_ref().is_some_and(waits) {
             return;
         }
         let begun = async {
@@ -188,28 +199,19 @@ impl Inbox {
             consumer.context().begun(&**consumer, has_begun)?;
             anyhow::Ok(offsets)
         };
-        match begun.await {
+        let begun = begun.await;
+        let left = self.consumer.context().arrived();
+        match begun {
             Ok(offsets) => {
-                BEGINNING.works();
                 hand.expect(offsets);
+                match left.is_empty() {
+                    true => BEGINNING.works(),
+                    false => BEGINNING.failed(&format_args!("no answer for {left:?}")),
+                }
             }
             Err(error) => BEGINNING.failed(&format_args!("{error:#}")),
         }
-    }
-
-    /// A record that follows its predecessor at a distance is nothing, a topic may be compacted or written in transactions;
-    /// one before it, or after records that are gone, is what librdkafka went to when it found its offset out of range.
-    async fn explain(&self, jumps: Vec<Jump>) {
-        for jump in jumps {
-            let (consumer, topic) = (self.consumer.clone(), self.topic.clone());
-            let ask = move || consumer.fetch_watermarks(&topic, jump.partition, BROKER_BOUND);
-            let lost = jump.offset < jump.expected
-                || matches!(tokio::task::spawn_blocking(ask).await, Ok(Ok((low, _))) if low > jump.expected);
-            if lost {
-                let expected = Some(jump.expected);
-                starts::lost(&self.topic, jump.partition, expected, jump.offset);
-            }
-        }
+        self.unbegun = Some((left, Instant::now() + self.config.longest_backoff));
     }
 
     /// Tries until the hand is empty, but for letters that there is no room for. No failure of the database or the broker is

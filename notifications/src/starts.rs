@@ -19,9 +19,10 @@ use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
     error::KafkaResult,
+    topic_partition_list::TopicPartitionListElem,
 };
 
-use crate::{assignment::Assignment, store::starts as store};
+use crate::{assignment::Assignment, hand::Jump, store::starts as store};
 
 /// How long the broker may take for an answer.
 const BROKER_BOUND: Duration = Duration::from_secs(2);
@@ -105,7 +106,8 @@ impl Beginning {
     }
 }
 
-/// Sets the consumer to where the reading of `partitions` begins, and answers that.
+/// Sets the consumer to where the reading of `partitions` begins, and answers that; without those that nobody answers for, one
+/// that has no leader say.
 ///
 /// # Errors
 /// The broker or the database does not answer, or the partitions went away: nothing of them may be taken yet.
@@ -153,7 +155,8 @@ pub(crate) async fn begin(
     tokio::task::spawn_blocking(set).await??;
     let mark = async |db: &mut Db| -> pg::Result<()> {
         let mut transaction = db.begin().await?;
-        store::mark_begun(&mut transaction, &cluster, topic, &ids).await?;
+        let begun: Vec<i32> = facts.keys().copied().collect();
+        store::mark_begun(&mut transaction, &cluster, topic, &begun).await?;
         transaction.commit().await
     };
     pool.with_connection(mark).await?;
@@ -180,32 +183,45 @@ fn ask(
         asked.add_partition(topic, *partition);
     }
     let committed = consumer.committed_offsets(asked, BROKER_BOUND)?;
-    let mut facts = BTreeMap::new();
+    let (mut facts, mut failed) = (BTreeMap::new(), None);
     for element in committed.elements() {
-        element.error()?;
         let partition = element.partition();
-        let (low, high) = consumer.fetch_watermarks(topic, partition, BROKER_BOUND)?;
-        let committed = element.offset().to_raw().filter(|offset| *offset >= 0);
-        let start = match start {
-            Start::Earliest => low,
-            Start::Latest => high,
-            Start::At(_) if committed.is_some() => low,
-            Start::At(time) => {
-                let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000)?;
-                offset_at(consumer, topic, partition, millis)?.unwrap_or(high)
-            }
-        };
-        facts.insert(
-            partition,
-            Facts {
-                committed,
-                low,
-                high,
-                start,
-            },
-        );
+        match facts_of(consumer, topic, start, &element) {
+            Ok(found) => drop(facts.insert(partition, found)),
+            Err(error) => failed = Some(error.context(format!("partition {partition}"))),
+        }
     }
-    Ok((cluster, facts))
+    match failed {
+        Some(error) if facts.is_empty() => Err(error),
+        _ => Ok((cluster, facts)),
+    }
+}
+
+fn facts_of(
+    consumer: &StreamConsumer<Assignment>,
+    topic: &str,
+    start: Start,
+    committed: &TopicPartitionListElem<'_>,
+) -> anyhow::Result<Facts> {
+    committed.error()?;
+    let partition = committed.partition();
+    let (low, high) = consumer.fetch_watermarks(topic, partition, BROKER_BOUND)?;
+    let committed = committed.offset().to_raw().filter(|offset| *offset >= 0);
+    let start = match start {
+        Start::Earliest => low,
+        Start::Latest => high,
+        Start::At(_) if committed.is_some() => low,
+        Start::At(time) => {
+            let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000)?;
+            offset_at(consumer, topic, partition, millis)?.unwrap_or(high)
+        }
+    };
+    Ok(Facts {
+        committed,
+        low,
+        high,
+        start,
+    })
 }
 
 /// The first record from that time on; none has come since.
@@ -264,6 +280,25 @@ fn say(topic: &str, partition: i32, beginning: Beginning, facts: Option<&Facts>)
         Beginning::Lost(offset) => {
             let committed = facts.and_then(|facts| facts.committed);
             lost(topic, partition, committed, offset);
+        }
+    }
+}
+
+/// A record that follows its predecessor at a distance is nothing, a topic may be compacted or written in transactions;
+/// one before it, or after records that are gone, is what librdkafka went to when it found its offset out of range.
+pub(crate) async fn explain(
+    consumer: &Arc<StreamConsumer<Assignment>>,
+    topic: &str,
+    jumps: Vec<Jump>,
+) {
+    for jump in jumps {
+        let (consumer, name) = (consumer.clone(), topic.to_owned());
+        let ask = move || consumer.fetch_watermarks(&name, jump.partition, BROKER_BOUND);
+        let is_lost = jump.offset < jump.expected
+            || matches!(tokio::task::spawn_blocking(ask).await, Ok(Ok((low, _))) if low > jump.expected);
+        if is_lost {
+            let expected = Some(jump.expected);
+            lost(topic, jump.partition, expected, jump.offset);
         }
     }
 }

@@ -21,12 +21,20 @@ use uuid::Uuid;
 
 pub(crate) const PARTITIONS: i32 = 4;
 
-type Creation = (String, i32, mpsc::Sender<()>);
+/// What is asked of the mock cluster.
+enum Request {
+    /// A topic with so many partitions.
+    Create(String, i32),
+    /// Its first partition has its leader, or none.
+    Lead(String, bool),
+}
+
+type Asked = (Request, mpsc::Sender<()>);
 
 /// The mock cluster cannot leave its thread: topics are asked of it there.
 struct Mock {
     brokers: String,
-    create: mpsc::Sender<Creation>,
+    ask: mpsc::Sender<Asked>,
 }
 
 static MOCK: LazyLock<Arc<Mock>> = LazyLock::new(|| Arc::new(Mock::start()));
@@ -34,24 +42,36 @@ static MOCK: LazyLock<Arc<Mock>> = LazyLock::new(|| Arc::new(Mock::start()));
 impl Mock {
     /// Its thread ends with the last handle.
     fn start() -> Mock {
-        let (create, creations) = mpsc::channel::<Creation>();
+        let (ask, asked) = mpsc::channel::<Asked>();
         let (started, start) = mpsc::channel();
         std::thread::spawn(move || {
             let cluster = MockCluster::new(1).expect("a mock cluster");
             started
                 .send(cluster.bootstrap_servers())
                 .expect("the test waits");
-            for (topic, partitions, done) in creations {
-                cluster
-                    .create_topic(&topic, partitions, 1)
-                    .expect("a topic");
+            for (request, done) in asked {
+                let answer = match request {
+                    Request::Create(topic, partitions) => {
+                        cluster.create_topic(&topic, partitions, 1)
+                    }
+                    Request::Lead(topic, has_leader) => {
+                        cluster.partition_leader(&topic, 0, has_leader.then_some(1))
+                    }
+                };
+                answer.expect("the mock cluster does it");
                 done.send(()).expect("the test waits");
             }
         });
         Mock {
             brokers: start.recv().expect("a broker"),
-            create,
+            ask,
         }
+    }
+
+    fn ask(&self, request: Request) {
+        let (done, wait) = mpsc::channel();
+        self.ask.send((request, done)).expect("it runs");
+        wait.recv().expect("it is done");
     }
 }
 
@@ -118,11 +138,7 @@ impl Kafka {
     /// Makes a topic.
     pub(crate) async fn create(&self, topic: &str, partitions: i32) {
         if let Some(mock) = &self.mock {
-            let (done, created) = mpsc::channel();
-            mock.create
-                .send((topic.to_owned(), partitions, done))
-                .expect("the mock runs");
-            return created.recv().expect("a topic");
+            return mock.ask(Request::Create(topic.to_owned(), partitions));
         }
         let admin = self.admin();
         // one that is being deleted is there until it is not
@@ -132,6 +148,12 @@ impl Kafka {
             made.expect("an answer").iter().all(Result::is_ok)
         })
         .await;
+    }
+
+    /// The first partition has its leader, or none. `false`: only the mock cluster can be told so.
+    pub(crate) fn lead(&self, has_leader: bool) -> bool {
+        let request = Request::Lead(self.topic.clone(), has_leader);
+        self.mock.as_ref().map(|mock| mock.ask(request)).is_some()
     }
 
     /// Sends as LOMS does: keyed by order, so that an order's events share a partition.

@@ -190,3 +190,23 @@ async fn a_start_that_is_none_is_refused() {
         "{said}"
     );
 }
+
+#[tokio::test]
+async fn a_partition_without_a_leader_holds_up_no_other() {
+    let pool = crate::database().await;
+    let kafka = Kafka::new().await;
+    send_old(&kafka).await;
+    // an Apache Kafka has one broker here
+    if !kafka.lead(false) {
+        return;
+    }
+    let app = TestApp::start(&pool, &kafka, json!({})).await;
+    eventually("the others are read", async || app.count("true").await == 1).await;
+    assert_eq!(starts(&pool).await.len(), PARTITIONS as usize - 1);
+    kafka.send(1, &event(7, 1, 2, "failed", AT)).await;
+    eventually("and go on", async || app.count("true").await == 2).await;
+    kafka.lead(true);
+    begun(&pool).await;
+    eventually("nothing was skipped", async || app.count("true").await == 4).await;
+    app.finish().await;
+}
