@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use crate::{
     event::{Event, Received, to_microsecond},
-    letter::{Cause, Letter},
+    letter::{Cause, Letter, headers},
 };
 
 /// What has been read and is not committed yet.
@@ -51,14 +51,14 @@ impl Hand {
                 offset,
             });
         }
-        let record = message.detach();
+        let record = headers::detach(message);
         match Event::parse(message.payload()) {
             Ok(event) => {
                 let received = Received {
                     at: event.occurred_at.unwrap_or_else(|| kafka_time(message)),
                     event,
                     source: (partition, offset),
-                    traceparent: kafka::traceparent(message)
+                    traceparent: kafka::traceparent(&record)
                         .filter(|text| is_trace_context(text))
                         .map(str::to_owned),
                 };

@@ -1,10 +1,40 @@
 //! The headers of a record as bytes, in one column: their order and names that come twice are kept, and a value is bytes or
 //! missing. Each name and value after its length, 4 bytes, the most significant first; a missing value has the length -1.
 
-use rdkafka::message::{Header, Headers as _, OwnedHeaders};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rdkafka::{
+    Message as _,
+    message::{BorrowedMessage, Header, Headers, OwnedHeaders, OwnedMessage},
+};
 
 /// What is no value.
 const MISSING: i32 = -1;
+
+/// A record of its own, without the headers whose names are no text: rdkafka panics where such a name is read, which would
+/// end the reading of the partition for ever.
+pub fn detach(message: &BorrowedMessage<'_>) -> OwnedMessage {
+    let record = message.detach();
+    let readable = record.headers().and_then(without_unreadable);
+    match readable {
+        Some(headers) => record.replace_headers(Some(headers)),
+        None => record,
+    }
+}
+
+/// `None`: all can be read.
+fn without_unreadable<H: Headers>(headers: &H) -> Option<OwnedHeaders> {
+    let can_be_read =
+        |index| catch_unwind(AssertUnwindSafe(|| headers.get(index).key.len())).is_ok();
+    let all = 0..headers.count();
+    if all.clone().all(can_be_read) {
+        return None;
+    }
+    let readable = all.filter(|index| can_be_read(*index));
+    Some(readable.fold(OwnedHeaders::new(), |kept, index| {
+        kept.insert(headers.get(index))
+    }))
+}
 
 /// The headers, if there are any.
 pub fn encode(headers: Option<&OwnedHeaders>) -> Vec<u8> {
@@ -82,5 +112,27 @@ mod tests {
         }
         assert_eq!(encode(None), b"");
         assert!(pairs(&decode(b"")).is_empty());
+    }
+
+    /// As rdkafka is with a name that is no UTF-8.
+    struct Broken;
+
+    impl Headers for Broken {
+        fn count(&self) -> usize {
+            3
+        }
+
+        fn try_get(&self, index: usize) -> Option<Header<'_, &[u8]>> {
+            let key = ["a", "\u{0}", "c"].get(index)?;
+            assert_ne!(index, 1, "no text");
+            Some(Header { key, value: None })
+        }
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_read_is_left_out_and_the_others_are_kept() {
+        let kept = without_unreadable(&Broken).unwrap();
+        assert_eq!(pairs(&kept), [("a", None), ("c", None)]);
+        assert!(without_unreadable(&kept).is_none());
     }
 }

@@ -14,6 +14,7 @@ use rdkafka::{
     topic_partition_list::Offset,
 };
 
+use super::headers;
 use crate::config::Config;
 
 /// Of the group whose offsets say which letters were put back: the service's own, and this.
@@ -109,7 +110,7 @@ pub(crate) async fn next(
             if offset + 1 >= span.end {
                 open.remove(&partition);
             }
-            Ok(span.contains(&offset).then(|| message.detach()))
+            Ok(span.contains(&offset).then(|| headers::detach(&message)))
         }
         // what is missing at the end of a span was compacted or aborted
         Err(KafkaError::PartitionEOF(partition)) => {
