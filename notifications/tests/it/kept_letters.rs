@@ -130,7 +130,10 @@ async fn without_room_the_partition_waits_and_the_others_go_on() {
         replica.metrics(held).await.values().sum::<f64>() == count
     };
     eventually("it waits", async || held(1.0).await).await;
-    assert_eq!((unmoved(&pool).await, kafka.committed(0)), (2, Some(0)));
+    assert_eq!(unmoved(&pool).await, 2);
+    // of what was read at once nothing is committed before all of it is kept
+    let committed = kafka.committed(0);
+    assert!(committed <= Some(2), "{committed:?}");
     for (order, sequence, status) in [(1, 1, "new"), (1, 2, "failed"), (2, 1, "new")] {
         let (partition, last) = kafka
             .send(order, &event(7, order, sequence, status, AT))
