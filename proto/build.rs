@@ -44,8 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// pbjson leaves an unset message out of a response even with `emit_fields`; clients rely on its `null`. The contract has
-/// no `optional` scalar, which grpc-gateway does leave out, as it does what of a `oneof` is not set.
+/// pbjson leaves an unset message out of a response even with `emit_fields`; clients rely on its
+/// `null`. The contract has no `optional` scalar, which grpc-gateway does leave out, as it does
+/// what of a `oneof` is not set.
 fn write_unset_messages(generated: &str) -> String {
     const SET: &str = "if let Some(v) = self.";
     let mut lines = Vec::new();

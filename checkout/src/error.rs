@@ -232,7 +232,8 @@ impl Error {
             | Self::OrderCancelled { .. }
             | Self::OrderRefused
             | Self::TotalTooLarge => {}
-            // said when its purchase was closed, and while it is open it is said that keys are ignored
+            // said when its purchase was closed, and while it is open it is said that keys are
+            // ignored
             Self::OrderOutcomeUnknown { .. } | Self::OrderOutcomePending => {}
         }
     }

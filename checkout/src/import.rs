@@ -35,7 +35,8 @@ pub static ORIGINAL: Original = Original {
     ],
 };
 
-/// Takes the carts of the system before over, or says what would become of them. Returns what to print.
+/// Takes the carts of the system before over, or says what would become of them. Returns what to
+/// print.
 ///
 /// # Errors
 /// Everything that an operator must settle first, on one line; a database that is away.
@@ -67,7 +68,7 @@ struct Changed {
 }
 
 impl CartRow {
-    /// Without what no cart of ours can hold. `None`: nobody can ask for the cart of such a user.
+    /// The cart without the lines that a cart of ours cannot hold. `None`: the user is below 1.
     fn take_over(&self) -> Option<(CartRow, Changed)> {
         UserId::new(self.user)?;
         let mut changed = Changed::default();

@@ -110,7 +110,7 @@ pub enum Outcome {
         /// Why, in its words.
         reason: String,
     },
-    /// LOMS ignores keys and was asked once: an order may exist that nobody knows of.
+    /// LOMS ignores keys, was asked once and gave no answer: an order may exist.
     Unknown {
         /// The order, if it is known, which LOMS has not decided.
         order: Option<OrderId>,
@@ -163,7 +163,7 @@ pub struct OpenPurchase {
     pub order: Option<OrderId>,
     /// It was sent to a LOMS that ignores keys: never again.
     pub sent_keyless: bool,
-    /// It was sent so long ago that whoever sent it has no answer coming.
+    /// It was sent longer ago than `resolve_after`: no answer is to be expected any more.
     pub sent_long_ago: bool,
     /// The same of the cancellation of its order.
     pub cancel_sent_long_ago: bool,

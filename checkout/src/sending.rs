@@ -1,7 +1,7 @@
-//! What LOMS is asked about an open purchase, and what may be sent to it. A LOMS that keeps keys gives
-//! the same order for the same key, as often as it is asked. One that ignores them makes another order
-//! each time: it is sent an order only if nobody may have sent it before, to any LOMS, and a
-//! cancellation once. That it is sent is written down before.
+//! What LOMS is asked about an open purchase, and what may be sent to it. A LOMS that keeps keys
+//! gives the same order for the same key, as often as it is asked. One that ignores them makes
+//! another order each time: an order is sent to it only if the order cannot have been sent before,
+//! to any LOMS, and a cancellation is sent once. Each is written down before it is sent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -174,7 +174,8 @@ impl Sender {
                 let mark =
                     async |db: &mut Db| store::mark_sent_keyless(db, purchase.id, unsent).await;
                 let marked = self.pool.repeatable(mark).await?;
-                // an order that would be cancelled at once is none: marked, nobody else sends it
+                // an old purchase is not sent, its order would only be cancelled; the mark keeps
+                // other drivers from sending it
                 sending
                     .refrained
                     .store(marked && purchase.resolving, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! `loms import`: orders and stock of the system before, so that a payment for its order 1 pays that order.
+//! `loms import`: orders and stock of the system before, so that a payment for its order 1 pays
+//! that order.
 
 mod decide;
 mod plan;
@@ -53,7 +54,8 @@ pub(crate) static ORIGINAL: Original = Original {
     ],
 };
 
-/// Takes the orders and the stock of the system before over, or says what would become of them. Returns what to print.
+/// Takes the orders and the stock of the system before over, or says what would become of them.
+/// Returns what to print.
 ///
 /// # Errors
 /// Everything that an operator must settle first, on one line; a database that is away.

@@ -1,13 +1,14 @@
 //! LOMS: logistics and order management.
 //!
-//! `grpc` parses a call and asks a use case: `placement` (CreateOrder: a queue, and `batch`, which writes many orders in
-//! one transaction), `payments` (OrderPayed, likewise), `orders` (cancel, list), `stock` (what is on sale, deliveries), `audit` (the recount, and
-//! `sampled_audit`, which does a little of it all the time). `order`,
-//! `allocation` and `delivery` are pure: which status may follow which, which warehouse gives what, what may arrive.
-//! `store` holds every SQL statement. Three workers run beside: `expiry` cancels what was not paid in time, `outbox`
-//! carries events to Kafka as `event` writes them, `keys` sweeps old idempotency keys. `roles` says who may call what. `app`
-//! puts it together, `import` takes over the orders of the system before, and `crash` names the points at which tests end the
-//! process.
+//! `grpc` parses a call and asks a use case: `placement` (CreateOrder: a queue, and `batch`, which
+//! writes many orders in one transaction), `payments` (OrderPayed, likewise), `orders` (cancel,
+//! list), `stock` (what is on sale, deliveries), `audit` (the recount, and `sampled_audit`, which
+//! does a little of it all the time). `order`, `allocation` and `delivery` are pure: which status
+//! may follow which, which warehouse gives what, what may arrive. `store` holds every SQL
+//! statement. Three workers run beside: `expiry` cancels what was not paid in time, `outbox`
+//! carries events to Kafka as `event` writes them, `keys` sweeps old idempotency keys. `roles` says
+//! who may call what. `app` puts it together, `import` takes over the orders of the system before,
+//! and `crash` names the points at which tests end the process.
 
 mod abandon;
 mod allocation;

@@ -67,7 +67,8 @@ impl Quantity {
 }
 
 impl WarehouseId {
-    /// Of units that were sold before an import: where they lay nobody kept. It is never on sale, and no delivery can name it.
+    /// Of units that were sold before an import: where they lay nobody kept. It is never on sale,
+    /// and no delivery can name it.
     pub(crate) const BEFORE_IMPORT: WarehouseId = WarehouseId(i64::MAX);
 
     pub(crate) fn new(id: i64) -> Option<Self> {

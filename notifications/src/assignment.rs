@@ -201,8 +201,9 @@ impl Assignment {
 impl ClientContext for Assignment {}
 
 impl ConsumerContext for Assignment {
-    /// As rdkafka does it, but that each partition is assigned with an offset. Without one librdkafka asks for the earliest,
-    /// and asks once more if it was sent elsewhere meanwhile (seen: it then reads from the earliest after all).
+    /// As rdkafka does it, but that each partition is assigned with an offset. Without one
+    /// librdkafka asks for the earliest, and asks once more if it was sent elsewhere meanwhile
+    /// (seen: it then reads from the earliest after all).
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,

@@ -113,11 +113,12 @@ pub struct DeadLettersConfig {
     /// How long the worker that moves them sleeps; a letter kept by this process wakes it at once.
     #[serde(with = "humantime_serde")]
     pub poll: Duration,
-    /// How long a row is kept after the topic has its letter: a week to notice that the topic lost it.
+    /// How long a row is kept after the topic has its letter: a week to notice that the topic lost
+    /// it.
     #[serde(with = "humantime_serde")]
     pub keep: Duration,
-    /// Letters that may wait to be moved; one more pauses its partition. With ten thousands of them it is no longer
-    /// single events that are wrong.
+    /// Letters that may wait to be moved; one more pauses its partition. With ten thousands of them
+    /// it is no longer single events that are wrong.
     pub max_rows: i64,
     /// Their bytes: the table must not fill the disk that the messages need.
     pub max_bytes: i64,

@@ -1,6 +1,7 @@
-//! What cannot be saved is kept in a table as it came, before its offset is committed; from there a worker takes it to the
-//! dead-letter topic, with its origin and the cause in the headers. So it never blocks its partition, whatever the topic is
-//! like, and can be put back once the cause is mended.
+//! What cannot be saved is kept in a table as it came, before its offset is committed; from there a
+//! worker takes it to the dead-letter topic, with its origin and the cause in the headers. So it
+//! never blocks its partition, whatever the topic is like, and can be put back once the cause is
+//! mended.
 
 use std::{
     collections::HashSet,
@@ -159,7 +160,8 @@ impl DeadLetters {
         Ok(some.len())
     }
 
-    /// How many of `letters` fit beside what waits. One always does as long as the bounds are not reached.
+    /// How many of `letters` fit beside what waits. One always does as long as the bounds are not
+    /// reached.
     fn room_for(&self, unmoved: Backlog, letters: &[Letter]) -> usize {
         let rows = self.config.max_rows.saturating_sub(unmoved.rows);
         let bytes = self.config.max_bytes.saturating_sub(unmoved.bytes);
@@ -200,8 +202,9 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Takes some to the topic and deletes some that it has had for long; whether there may be more. No transaction is open
-    /// while the broker acknowledges. A crash before the mark means that the topic gets them once more.
+    /// Takes some to the topic and deletes some that it has had for long; whether there may be
+    /// more. No transaction is open while the broker acknowledges. A crash before the mark means
+    /// that the topic gets them once more.
     async fn step(&self, pool: &Pool) -> anyhow::Result<bool> {
         let claim = (self.timeout + CLAIM_MARGIN).as_secs_f64();
         let keep = self.config.keep.as_secs_f64();
@@ -240,7 +243,8 @@ impl DeadLetters {
         failure.map_or(Ok(true), |error| Err(error.into()))
     }
 
-    /// As much of it as the broker takes: its row has the rest, for a while, and where it came from.
+    /// As much of it as the broker takes: its row has the rest, for a while, and where it came
+    /// from.
     async fn send(&self, letter: &KeptLetter) -> Result<(), KafkaError> {
         for kept in [Kept::All, Kept::KeyAndHeaders] {
             match self.produce(letter, kept).await {

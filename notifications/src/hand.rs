@@ -79,7 +79,8 @@ impl Hand {
             .collect()
     }
 
-    /// What may be committed: of a partition all that was read, or nothing as long as a letter of it is not kept.
+    /// What may be committed: of a partition all that was read, or nothing as long as a letter of
+    /// it is not kept.
     pub(crate) fn take_next(&mut self) -> BTreeMap<i32, i64> {
         let held = self.partitions_of_letters();
         let (left, next) = std::mem::take(&mut self.next)

@@ -1,4 +1,5 @@
-//! `notifications import`: the messages of the system before. They were told, and are not told again.
+//! `notifications import`: the messages of the system before. They were told, and are not told
+//! again.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -38,7 +39,8 @@ pub static ORIGINAL: Original = Original {
 /// Rows that are named one by one; of more the number is enough.
 const LISTED: usize = 20;
 
-/// Takes the messages of the system before over, or says what would become of them. Returns what to print.
+/// Takes the messages of the system before over, or says what would become of them. Returns what to
+/// print.
 ///
 /// # Errors
 /// Everything that an operator must settle first, on one line; a database that is away.

@@ -79,7 +79,8 @@ pub struct Inbox {
     pool: Pool,
     topic: String,
     start: Start,
-    /// Partitions that could not begin, and when they are tried again: to ask for one without a leader takes seconds.
+    /// Partitions that could not begin, and when they are tried again: to ask for one without a
+    /// leader takes seconds.
     unbegun: Option<(BTreeSet<i32>, Instant)>,
     config: InboxConfig,
     saved: Arc<Notify>,
@@ -156,8 +157,9 @@ impl Inbox {
         }
     }
 
-    /// Waits for a record, or for partitions, then takes what is there already: an idle system saves one event at once, a busy one hundreds.
-    /// What failed does not wait for a record: letters that there was no room for, partitions that have not begun.
+    /// Waits for a record, or for partitions, then takes what is there already: an idle system
+    /// saves one event at once, a busy one hundreds. What failed does not wait for a record:
+    /// letters that there was no room for, partitions that have not begun.
     async fn fill(&mut self, hand: &mut Hand) -> KafkaResult<()> {
         self.begin(hand).await;
         let context = self.consumer.context();
@@ -183,7 +185,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// Settles where the reading of partitions that have come begins; they stay paused as long as that fails.
+    /// Settles where the reading of partitions that have come begins; they stay paused as long as
+    /// that fails.
     async fn begin(&mut self, hand: &mut Hand) {
         let arrived = self.consumer.context().arrived();
         let waits = |(unbegun, until): &(BTreeSet<i32>, Instant)| {
@@ -214,8 +217,8 @@ impl Inbox {
         self.unbegun = Some((left, Instant::now() + self.config.longest_backoff));
     }
 
-    /// Tries until the hand is empty, but for letters that there is no room for. No failure of the database or the broker is
-    /// a reason to skip an event.
+    /// Tries until the hand is empty, but for letters that there is no room for. No failure of the
+    /// database or the broker is a reason to skip an event.
     async fn settle(&mut self, hand: &mut Hand, stopping: &CancellationToken) -> KafkaResult<()> {
         let mut waits = ExponentialBuilder::default()
             .with_min_delay(self.config.backoff)
@@ -328,7 +331,8 @@ impl Inbox {
         let (consumer, context) = (&*self.consumer, self.consumer.context());
         if !hand.letters.is_empty() {
             let asked = self.consumer.clone();
-            // librdkafka knows it from its first answer of a broker, and asks again only if that had none
+            // librdkafka knows it from its first answer of a broker, and asks again only if that
+            // had none
             let cluster =
                 tokio::task::spawn_blocking(move || asked.client().fetch_cluster_id(BROKER_BOUND));
             let cluster = cluster.await?.unwrap_or_default();

@@ -1,4 +1,5 @@
-//! What the table knows of an event, and what that makes of the event: new, a duplicate, or in conflict with another.
+//! What the table knows of an event, and what that makes of the event: new, a duplicate, or in
+//! conflict with another.
 
 use time::OffsetDateTime;
 
@@ -57,8 +58,8 @@ pub fn verdict(event: &Event, known: &Known) -> Option<Verdict> {
 }
 
 impl Event {
-    /// Whether this is the event of that row come again. Only what it carries itself is compared: Kafka's time and words
-    /// of ours may differ from one delivery to the next.
+    /// Whether this is the event of that row come again. Only what it carries itself is compared:
+    /// Kafka's time and words of ours may differ from one delivery to the next.
     pub fn repeats(&self, stored: &Stored) -> bool {
         self.user.get() == stored.user
             && self.status.as_str() == stored.status

@@ -1,5 +1,5 @@
-//! What a dead letter says: the record as it was read, where that was, what was wrong, and when; in a row as columns, in the
-//! topic as headers.
+//! What a dead letter says: the record as it was read, where that was, what was wrong, and when; in
+//! a row as columns, in the topic as headers.
 
 pub mod headers;
 mod shown;
@@ -93,8 +93,8 @@ pub enum Kept {
     Nothing,
 }
 
-/// Which record a letter is about, wherever the letter lies: place and time alone are not enough, a topic that was made anew
-/// has other records there.
+/// Which record a letter is about, wherever the letter lies: place and time alone are not enough, a
+/// topic that was made anew has other records there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// The id of its cluster; empty for a letter of the release before, which did not say.
@@ -118,8 +118,8 @@ pub struct Letter {
 }
 
 impl Letter {
-    /// A letter about `record`. The error may quote it: cut, for a quotation of any length would not fit beside it, and
-    /// without control characters, of which PostgreSQL takes no NUL.
+    /// A letter about `record`. The error may quote it: cut, for a quotation of any length would
+    /// not fit beside it, and without control characters, of which PostgreSQL takes no NUL.
     pub fn new(record: OwnedMessage, cause: Cause, error: &str) -> Letter {
         let printed = |c: char| if c.is_control() { ' ' } else { c };
         let error = error.chars().take(ERROR_CHARS).map(printed).collect();

@@ -1,5 +1,6 @@
-//! Shows the dead letters, from their rows and from the topic, each once: a letter has a row until the topic has had it for a
-//! week, and the topic has it from soon after it was kept until its retention ends.
+//! Shows the dead letters, from their rows and from the topic, each once: a letter has a row until
+//! the topic has had it for a week, and the topic has it from soon after it was kept until its
+//! retention ends.
 
 use std::collections::HashSet;
 
@@ -47,8 +48,8 @@ impl Listing {
     }
 }
 
-/// Shows at most `limit` of the letters that wait to be put back, or of all that are known. Without the topic, those that
-/// have rows.
+/// Shows at most `limit` of the letters that wait to be put back, or of all that are known. Without
+/// the topic, those that have rows.
 ///
 /// # Errors
 /// No database answers.

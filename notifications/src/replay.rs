@@ -1,5 +1,6 @@
-//! Puts dead letters back where they were read, once their cause is mended: those that have a row from there, then those
-//! that only the topic has, because their rows are gone or the release before wrote no rows.
+//! Puts dead letters back where they were read, once their cause is mended: those that have a row
+//! from there, then those that only the topic has, because their rows are gone or the release
+//! before wrote no rows.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -30,7 +31,8 @@ use crate::{
     store::dead_letters as store,
 };
 
-/// Letters that are put back before that is written down: as many may be put back twice after a crash.
+/// Letters that are put back before that is written down: as many may be put back twice after a
+/// crash.
 const BATCH: usize = 100;
 /// How long a letter is left to the replay that has it.
 const CLAIM: Duration = Duration::from_secs(60);
@@ -60,11 +62,13 @@ impl fmt::Display for Replayed {
     }
 }
 
-/// Puts at most `limit` of the letters that wait back to their topics, each with its key, value, headers and time, in
-/// its partition. Those that are still poison come back as new letters; they wait for the next replay, not for this one.
+/// Puts at most `limit` of the letters that wait back to their topics, each with its key, value,
+/// headers and time, in its partition. Those that are still poison come back as new letters; they
+/// wait for the next replay, not for this one.
 ///
 /// # Errors
-/// No broker or no database answers, or another replay is at work. What was acknowledged before stays put back.
+/// No broker or no database answers, or another replay is at work. What was acknowledged before
+/// stays put back.
 pub async fn replay(config: &Config, limit: u64) -> anyhow::Result<Replayed> {
     let consumer = consumer(config)?;
     // only what is there now: what comes back while we work would be put back for ever
@@ -174,7 +178,8 @@ impl Work {
         failure.map_or(Ok(()), |error| Err(error.context("put a dead letter back")))
     }
 
-    /// The letters of the topic that have no row; those that have one are passed over, their rows count.
+    /// The letters of the topic that have no row; those that have one are passed over, their rows
+    /// count.
     async fn put_the_topics_back(
         &mut self,
         consumer: &StreamConsumer,
@@ -184,7 +189,8 @@ impl Work {
         if open.is_empty() || self.limit == 0 {
             return Ok(());
         }
-        // a member of the group, not an assignment of our own: two replays at once share the partitions
+        // a member of the group, not an assignment of our own: two replays at once share the
+        // partitions
         consumer.subscribe(&[topic])?;
         let mut seen = HashSet::new();
         while self.limit > 0 && !open.is_empty() {

@@ -24,8 +24,9 @@ use crate::{
 /// How long a batch may be saved in parts before it is interrupted for the broker to be polled, and for a stop to be noticed,
 /// which a round more than this must not keep for longer than the grace (10 s).
 const LONGEST: Duration = Duration::from_secs(3);
-/// Looks at what is known, in one transaction: the first finds what was saved before, the second what the first has inserted or
-/// met, a third what took the place of another. More is a race with somebody who deletes.
+/// Looks at what is known, in one transaction: the first finds what was saved before, the second
+/// what the first has inserted or met, a third what took the place of another. More is a race with
+/// somebody who deletes.
 const PASSES: usize = 4;
 
 static BATCH_SIZE: LazyLock<Histogram> = LazyLock::new(|| {
@@ -139,8 +140,9 @@ async fn save_part(db: &mut Db, topic: &str, part: &[&Received]) -> pg::Result<A
     }
 }
 
-/// Finds what is known and inserts the rest, until each record has its verdict: what is not inserted, because the same
-/// event is in the batch too or another replica was faster, is known the next time.
+/// Finds what is known and inserts the rest, until each record has its verdict: what is not
+/// inserted, because the same event is in the batch too or another replica was faster, is known the
+/// next time.
 async fn insert(
     connection: &mut Db,
     topic: &str,
@@ -161,7 +163,8 @@ async fn insert(
         for (at, known) in open.into_iter().zip(known) {
             let event = &records[at].event;
             verdicts[at] = verdict(event, &known);
-            // of two users who are new to an order the first has it; the other is judged in the next pass
+            // of two users who are new to an order the first has it; the other is judged in the
+            // next pass
             let user = event.user.get();
             if verdicts[at].is_none() && *users.entry(event.order.get()).or_insert(user) == user {
                 fresh.push(at);

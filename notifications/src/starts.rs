@@ -1,6 +1,7 @@
-//! Where reading begins. In a partition that was never read `kafka.start` says where, once: the offset is written down and
-//! committed before anything of the partition is taken. After that a committed offset that is missing, or that the partition
-//! has not, means the earliest: what was read before is recognised, what was skipped would be lost.
+//! Where reading begins. In a partition that was never read `kafka.start` says where, once: the
+//! offset is written down and committed before anything of the partition is taken. After that a
+//! committed offset that is missing, or that the partition has not, means the earliest: what was
+//! read before is recognised, what was skipped would be lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -106,11 +107,12 @@ impl Beginning {
     }
 }
 
-/// Sets the consumer to where the reading of `partitions` begins, and answers that; without those that nobody answers for, one
-/// that has no leader say.
+/// Sets the consumer to where the reading of `partitions` begins, and answers that; without those
+/// that nobody answers for, one that has no leader say.
 ///
 /// # Errors
-/// The broker or the database does not answer, or the partitions went away: nothing of them may be taken yet.
+/// The broker or the database does not answer, or the partitions went away: nothing of them may be
+/// taken yet.
 pub(crate) async fn begin(
     consumer: &Arc<StreamConsumer<Assignment>>,
     pool: &Pool,
@@ -284,8 +286,9 @@ fn say(topic: &str, partition: i32, beginning: Beginning, facts: Option<&Facts>)
     }
 }
 
-/// A record that follows its predecessor at a distance is nothing, a topic may be compacted or written in transactions;
-/// one before it, or after records that are gone, is what librdkafka went to when it found its offset out of range.
+/// A record that follows its predecessor at a distance is nothing, a topic may be compacted or
+/// written in transactions; one before it, or after records that are gone, is what librdkafka went
+/// to when it found its offset out of range.
 pub(crate) async fn explain(
     consumer: &Arc<StreamConsumer<Assignment>>,
     topic: &str,

@@ -66,7 +66,8 @@ pub enum Placement {
     Made(OrderId),
     /// It does not take it.
     Refused(String),
-    /// It was not asked: it ignores keys, and may have been asked before.
+    /// The order was not sent: LOMS ignores keys and may have been asked before, or the key was
+    /// given up.
     NotSent,
 }
 
@@ -159,8 +160,7 @@ impl Loms {
     /// `permit` is asked before each try.
     ///
     /// # Errors
-    /// LOMS is away, busy or late, and then nobody knows whether the order exists; or what `permit`
-    /// says.
+    /// LOMS is unavailable, busy or late: the order may exist or not. Or the error of `permit`.
     pub async fn place(
         &self,
         purchase: &OpenPurchase,

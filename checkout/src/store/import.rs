@@ -1,4 +1,5 @@
-//! What `checkout import` reads from the tables of the system before, whose types it does not know, and what it writes.
+//! What `checkout import` reads from the tables of the system before, whose types it does not know,
+//! and what it writes.
 
 use std::collections::BTreeMap;
 

@@ -83,8 +83,8 @@ pub async fn insert_purchase(
     Ok((row.id, SentMark(row.sent_at)))
 }
 
-/// Marks a purchase as sent to a LOMS that keeps keys. `false`: it must not be, because it is closed,
-/// or one that ignores keys has been sent it before.
+/// Marks a purchase as sent to a LOMS that keeps keys. `false`: it must not be, because it is
+/// closed, or one that ignores keys has been sent it before.
 pub async fn mark_sent(conn: &mut Db, id: Uuid) -> Result<bool, sqlx::Error> {
     let marked = sqlx::query!(
         "UPDATE checkout.purchase SET sent_at = clock_timestamp()
@@ -96,8 +96,8 @@ pub async fn mark_sent(conn: &mut Db, id: Uuid) -> Result<bool, sqlx::Error> {
     Ok(marked.rows_affected() == 1)
 }
 
-/// Marks a purchase as sent to a LOMS that ignores keys. `false`: it must not be, because it may have
-/// been sent since `unsent`, or at all, or is closed.
+/// Marks a purchase as sent to a LOMS that ignores keys. `false`: it must not be, because it may
+/// have been sent since `unsent`, or at all, or is closed.
 pub async fn mark_sent_keyless(
     conn: &mut Db,
     id: Uuid,
@@ -114,7 +114,8 @@ pub async fn mark_sent_keyless(
     Ok(marked.rows_affected() == 1)
 }
 
-/// Marks the order of a purchase as one that LOMS is asked to cancel; whether it had not been asked.
+/// Marks the order of a purchase as one that LOMS is asked to cancel; whether it had not been
+/// asked.
 pub async fn mark_cancel_sent(conn: &mut Db, id: Uuid) -> Result<bool, sqlx::Error> {
     let marked = sqlx::query!(
         "UPDATE checkout.purchase SET cancel_sent_at = clock_timestamp()
@@ -247,8 +248,9 @@ pub async fn mark_resolving(conn: &mut Db, id: Uuid) -> Result<(), sqlx::Error> 
     Ok(())
 }
 
-/// Closes a purchase; `false` when somebody else has, or when it began to be resolved since it was read, or was sent since then
-/// and its order is to be unknown. Only who gets `true` may move lines.
+/// Closes a purchase. `false`: another driver has closed it, it began to be resolved since it was
+/// read, or it is to be closed as unknown and was sent since it was read. Only the driver that gets
+/// `true` may move lines.
 pub async fn close_purchase(
     conn: &mut Db,
     purchase: &OpenPurchase,

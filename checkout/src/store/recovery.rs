@@ -42,8 +42,8 @@ pub async fn claim_due(
     .await
 }
 
-/// Puts the next attempt off, by the database's clock. With `unsent`, the purchase was not sent to
-/// LOMS, unless somebody else has done so.
+/// Puts the next attempt off, by the database's clock. With `unsent`, the caller has not sent the
+/// purchase: its mark is removed, unless another driver has replaced it.
 pub async fn postpone(
     conn: &mut Db,
     id: Uuid,

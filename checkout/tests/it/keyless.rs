@@ -1,5 +1,5 @@
-//! Beside a LOMS that ignores idempotency keys, as the system before this one does: an order is sent to
-//! it once, a cancellation too, whatever is lost and whichever LOMS comes next.
+//! Beside a LOMS that ignores idempotency keys, as the system before this one does: an order is
+//! sent to it once, a cancellation too, whatever is lost and whichever LOMS comes next.
 
 use std::net::SocketAddr;
 
@@ -63,7 +63,7 @@ impl Shop {
         sqlx::query(aged).execute(&self.app.pool).await.unwrap();
     }
 
-    /// The purchase is given up: its lines are back, and its user is told that nobody knows.
+    /// The purchase is given up: its lines are back, its user is told ORDER_OUTCOME_UNKNOWN.
     async fn is_unknown(&self) -> Option<String> {
         let app = &self.app;
         let closed = async || app.open_purchases().await == 0;
@@ -79,7 +79,7 @@ impl Shop {
         told.get("order_id").cloned()
     }
 
-    /// An operator has looked after the order that nobody knew of.
+    /// An operator has cancelled the orders of unknown purchases.
     async fn finish(self) {
         for order in self.app.loms.orders() {
             self.app.loms.set_status(order.id, "cancelled");

@@ -75,7 +75,8 @@ pub(super) async fn walk(plan: &Plan, target: &mut Target) -> Result<Watched> {
     let aged = "UPDATE loms.idempotency_key SET created_at = now() - interval '8 days'
                 WHERE ctid = ANY (ARRAY(SELECT ctid FROM loms.idempotency_key LIMIT $1))";
     sqlx::query(aged).bind(OLD_KEYS).execute(&mut db).await?;
-    // each of them gives the relay's lease back when it stops; the next writes its partitioner down, as after an upgrade
+    // each of them gives the relay's lease back when it stops; the next writes its partitioner
+    // down, as after an upgrade
     let before = "UPDATE loms.relay SET partitioner = NULL";
     sqlx::query(before).execute(&mut db).await?;
     target.reconfigure(&often).await?;

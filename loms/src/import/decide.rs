@@ -53,8 +53,9 @@ pub(crate) struct Step {
 }
 
 impl OldOrder {
-    /// An order that is `new`, or awaits payment with less than all of it reserved, is `failed` by this; every other keeps its
-    /// status. What awaits payment keeps its reservation, what is payed is sold, and all else goes back.
+    /// An order that is `new`, or awaits payment with less than all of it reserved, is `failed` by
+    /// this; every other keeps its status. What awaits payment keeps its reservation, what is payed
+    /// is sold, and all else goes back.
     ///
     /// # Errors
     /// Why it cannot be taken over.
@@ -103,7 +104,8 @@ impl OldOrder {
         })
     }
 
-    /// The steps to `status`. The system before wrote down at most when the order began and when it last changed.
+    /// The steps to `status`. The system before wrote down at most when the order began and when it
+    /// last changed.
     fn history(&self, status: Status, decided: bool) -> Vec<Step> {
         let reached: &[Status] = match status {
             Status::New => &[Status::New],
@@ -125,7 +127,8 @@ impl OldOrder {
     }
 }
 
-/// Of `reserved` what `items` asks for, warehouses with low numbers first: the system before may have reserved more.
+/// Of `reserved` what `items` asks for, warehouses with low numbers first: the system before may
+/// have reserved more.
 fn hold(items: &BTreeMap<i64, i64>, reserved: &Units) -> Units {
     let mut wanted = items.clone();
     let mut held = Units::new();

@@ -1,4 +1,5 @@
-//! What an import makes of all orders and all stock: its report, and the stock that its last transaction writes. Pure.
+//! What an import makes of all orders and all stock: its report, and the stock that its last
+//! transaction writes. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -232,8 +232,8 @@ mod tests {
 
     use super::*;
 
-    /// Written by Sarama's NewHashPartitioner (v1.38.1, of the system before): 1,000 order ids, and the partition of each of
-    /// 12 and of 32.
+    /// Written by Sarama's NewHashPartitioner (v1.38.1, of the system before): 1,000 order ids, and
+    /// the partition of each of 12 and of 32.
     const SARAMA: &str = include_str!("sarama_partitions.csv");
 
     /// The partitions that a topic of so many gives to the keys.

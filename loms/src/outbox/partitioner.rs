@@ -1,5 +1,5 @@
-//! How the partition of an order is chosen, written down in the database: as long as events wait, it is not changed. Those
-//! that follow would go to another partition and could be read first.
+//! How the partition of an order is chosen, written down in the database: as long as events wait,
+//! it is not changed. Those that follow would go to another partition and could be read first.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use platform::{
 
 use crate::store::outbox as store;
 
-/// How long a start waits for a database that may be away; then the relay asks, before it sends anything.
+/// How long a start waits for a database that may be away; then the relay asks, before it sends
+/// anything.
 const ASKED_AT_START: Duration = Duration::from_secs(2);
 
 /// Asks a database that can be asked at once.
@@ -32,7 +33,8 @@ pub(crate) async fn settle_at_start(
     }
 }
 
-/// Writes down what events are sent with from now on. Relays with another one get no lease after that.
+/// Writes down what events are sent with from now on. Relays with another one get no lease after
+/// that.
 ///
 /// # Errors
 /// [`StartError`] if it was another until now and events wait; the database's.

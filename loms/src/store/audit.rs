@@ -51,7 +51,8 @@ pub(crate) async fn find_wrong_holdings(db: &mut Db) -> sqlx::Result<Vec<String>
     .await
 }
 
-/// Every order has items, if it was placed here, and a history without gaps whose steps follow each other and end at its status.
+/// Every order has items, if it was placed here, and a history without gaps whose steps follow each
+/// other and end at its status.
 pub(crate) async fn find_illegal_histories(db: &mut Db) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"WITH history AS (

@@ -1,4 +1,5 @@
-//! What `loms import` reads from the tables of the system before, whose types it does not know, and what it writes.
+//! What `loms import` reads from the tables of the system before, whose types it does not know, and
+//! what it writes.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -146,8 +147,8 @@ pub(crate) async fn raise_order_numbers(db: &mut Db, highest: i64) -> sqlx::Resu
     Ok(())
 }
 
-/// Writes orders with their lines, histories, reservations and what they have sold; and the events of the steps that the
-/// import made.
+/// Writes orders with their lines, histories, reservations and what they have sold; and the events
+/// of the steps that the import made.
 pub(crate) async fn insert_orders(db: &mut Db, orders: &[ImportedOrder]) -> sqlx::Result<()> {
     let ids: Vec<i64> = orders.iter().map(|order| order.id).collect();
     let users: Vec<i64> = orders.iter().map(|order| order.user).collect();

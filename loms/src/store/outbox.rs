@@ -38,8 +38,9 @@ pub(crate) async fn try_lock_relay(db: &mut Db) -> sqlx::Result<bool> {
     Ok(row.won)
 }
 
-/// Takes or renews the lease and reads the oldest events, by id: within an order that is the order of their sequence.
-/// Empty if nothing waits, or if another relay has the lease, or if events are sent with another partitioner.
+/// Takes or renews the lease and reads the oldest events, by id: within an order that is the order
+/// of their sequence. Empty if nothing waits, or if another relay has the lease, or if events are
+/// sent with another partitioner.
 pub(crate) async fn read_leased(
     db: &mut Db,
     holder: Uuid,
@@ -82,8 +83,9 @@ pub(crate) async fn read_leased(
         .collect()
 }
 
-/// What events are sent with, and whether some wait whose predecessors were sent; until this transaction ends nobody takes
-/// the lease or changes it. After an import events wait, and no relay has sent any.
+/// What events are sent with, and whether some wait whose predecessors were sent; until this
+/// transaction ends nobody takes the lease or changes it. After an import events wait, and no relay
+/// has sent any.
 pub(crate) async fn lock_partitioner(db: &mut Db) -> sqlx::Result<(Option<String>, bool)> {
     let row = sqlx::query!(
         r#"SELECT partitioner,

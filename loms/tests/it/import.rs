@@ -1,5 +1,5 @@
-//! `loms import`: what an hour of load on the system before has left becomes orders and stock that add up, whatever happens
-//! to the import; and a payment for its order 1 pays that order.
+//! `loms import`: what an hour of load on the system before has left becomes orders and stock that
+//! add up, whatever happens to the import; and a payment for its order 1 pays that order.
 
 use std::process::Output;
 
@@ -114,7 +114,8 @@ async fn a_payment_for_its_order_pays_that_order() {
     assert!(report.differences.is_empty(), "{report}");
 }
 
-/// What the import decided is in the log, once each, with the user and without a time; the rest is what happened since.
+/// What the import decided is in the log, once each, with the user and without a time; the rest is
+/// what happened since.
 async fn assert_told(pool: &PgPool, app: &TestApp, told: &[(i64,)], new: i64) {
     eventually("an empty outbox", async || {
         count(pool, "SELECT count(*) FROM loms.outbox").await == 0

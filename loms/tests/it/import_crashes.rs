@@ -1,5 +1,5 @@
-//! An import killed after every slice, and on both sides of every commit: what comes of it is what comes of one that nobody
-//! cut; and until it is done nobody serves.
+//! An import killed after every slice, and on both sides of every commit: what comes of it is what
+//! comes of one that nobody cut; and until it is done nobody serves.
 
 use std::{
     os::unix::process::ExitStatusExt as _,

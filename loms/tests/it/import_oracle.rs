@@ -1,4 +1,5 @@
-//! What an import must have made of the tables of the system before, by statements of the tests' own.
+//! What an import must have made of the tables of the system before, by statements of the tests'
+//! own.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +38,8 @@ pub(crate) fn assert_same(one: &BTreeSet<String>, other: &BTreeSet<String>) {
     assert!(one.len() > 1000, "{one:?}");
 }
 
-/// Held against the tables that are still in `public` of the same database, by statements of the test's own.
+/// Held against the tables that are still in `public` of the same database, by statements of the
+/// test's own.
 pub(crate) async fn assert_taken_over(pool: &PgPool) {
     for (what, differences) in [
         (

@@ -1,5 +1,5 @@
-//! The system before, as an hour of load leaves its tables: it reserves line by line without a transaction, so that orders are
-//! cut anywhere, reservations leak, and counts fall below 0.
+//! The system before, as an hour of load leaves its tables: it reserves line by line without a
+//! transaction, so that orders are cut anywhere, reservations leak, and counts fall below 0.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,8 @@ struct Shop {
 }
 
 impl Shop {
-    /// CreateOrder, payment and cancellation as the system before does them, cut where chance has it.
+    /// CreateOrder, payment and cancellation as the system before does them, cut where chance has
+    /// it.
     fn order(&mut self, id: i64, chance: &mut StdRng) {
         let user = chance.random_range(1..500);
         let mut lines: BTreeMap<i64, i64> = BTreeMap::new();
@@ -126,8 +127,8 @@ async fn unnest<const N: usize>(pool: &PgPool, table: &str, rows: impl Iterator<
     insert.execute(pool).await.unwrap();
 }
 
-/// The tables after so many orders; order 1 awaits payment, and the numbers of the last ones were given to orders that are no
-/// longer there. Whoever was connected has left.
+/// The tables after so many orders; order 1 awaits payment, and the numbers of the last ones were
+/// given to orders that are no longer there. Whoever was connected has left.
 pub(crate) async fn load(pool: &PgPool, seed: u64, orders: i64) {
     tables(pool).await;
     let mut chance = StdRng::seed_from_u64(seed);

@@ -1,4 +1,5 @@
-//! How an order's partition is chosen: written down, changed only while nothing waits, and by all relays together.
+//! How an order's partition is chosen: written down, changed only while nothing waits, and by all
+//! relays together.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! The headers of a record as bytes, in one column: their order and names that come twice are kept, and a value is bytes or
-//! missing. Each name and value after its length, 4 bytes, the most significant first; a missing value has the length -1.
+//! The headers of a record as bytes, in one column: their order and names that come twice are kept,
+//! and a value is bytes or missing. Each name and value after its length, 4 bytes, the most
+//! significant first; a missing value has the length -1.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,8 +12,8 @@ use rdkafka::{
 /// What is no value.
 const MISSING: i32 = -1;
 
-/// A record of its own, without the headers whose names are no text: rdkafka panics where such a name is read, which would
-/// end the reading of the partition for ever.
+/// A record of its own, without the headers whose names are no text: rdkafka panics where such a
+/// name is read, which would end the reading of the partition for ever.
 pub fn detach(message: &BorrowedMessage<'_>) -> OwnedMessage {
     let record = message.detach();
     let readable = record.headers().and_then(without_unreadable);

@@ -71,7 +71,8 @@ fn text(bytes: Option<&[u8]>) -> Option<String> {
 }
 
 impl fmt::Display for DeadLetter {
-    /// Three lines, as `topic/partition/offset`: where it lies and comes from, what was wrong, what it says.
+    /// Three lines, as `topic/partition/offset`: where it lies and comes from, what was wrong, what
+    /// it says.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = |text: &Option<String>| shown(text.as_deref().unwrap_or("?"));
         let origin = self.origin.as_ref().map(Place::to_string);
@@ -97,7 +98,8 @@ impl fmt::Display for DeadLetter {
     }
 }
 
-/// Whoever writes to the topic must not write to an operator's terminal: control characters are spelled out.
+/// Whoever writes to the topic must not write to an operator's terminal: control characters are
+/// spelled out.
 fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len().min(SHOWN_CHARS));
     for (count, character) in text.chars().enumerate() {

@@ -1,5 +1,5 @@
-//! The dead-letter topic as the commands read it. How far a replay went is kept in Kafka, as the offsets of a consumer group
-//! of its own.
+//! The dead-letter topic as the commands read it. How far a replay went is kept in Kafka, as the
+//! offsets of a consumer group of its own.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
@@ -21,7 +21,8 @@ use crate::config::Config;
 const GROUP_SUFFIX: &str = ".dead-letters";
 /// How long the broker may take for one answer.
 pub(crate) const BROKER_BOUND: Duration = Duration::from_secs(5);
-/// Of the group's members. A replay that was killed is in the way of the next one for so long; Kafka allows no less.
+/// Of the group's members. A replay that was killed is in the way of the next one for so long;
+/// Kafka allows no less.
 const SESSION: Duration = Duration::from_secs(6);
 
 /// What is still to be read, by partition.
@@ -44,8 +45,8 @@ pub(crate) fn consumer(config: &Config) -> Result<StreamConsumer, StartError> {
     })
 }
 
-/// What there is to read of each partition: from the offset that the last replay committed, or from the first that is
-/// still there, to the end. `None`: there is no such topic.
+/// What there is to read of each partition: from the offset that the last replay committed, or from
+/// the first that is still there, to the end. `None`: there is no such topic.
 ///
 /// # Errors
 /// No broker answers.
@@ -93,8 +94,8 @@ pub(crate) fn spans(
     Ok(Some(spans))
 }
 
-/// The next record that belongs to an open span. A span whose end is reached is closed; `None` says that one was, or that
-/// what came is of no concern.
+/// The next record that belongs to an open span. A span whose end is reached is closed; `None` says
+/// that one was, or that what came is of no concern.
 pub(crate) async fn next(
     consumer: &StreamConsumer,
     open: &mut Spans,

@@ -154,7 +154,8 @@ fn letters(rows: Vec<Row>) -> Vec<KeptLetter> {
     letters
 }
 
-/// Takes the oldest of what waits for the topic, for so many seconds; what another replica has is passed over.
+/// Takes the oldest of what waits for the topic, for so many seconds; what another replica has is
+/// passed over.
 pub async fn claim_unmoved(
     connection: &mut Db,
     seconds: f64,

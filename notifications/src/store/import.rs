@@ -1,4 +1,5 @@
-//! What `notifications import` reads from the table of the system before, whose types it does not know, and what it writes.
+//! What `notifications import` reads from the table of the system before, whose types it does not
+//! know, and what it writes.
 
 use platform::{import::Source, pg::Db};
 use sqlx::AssertSqlSafe;
@@ -59,8 +60,8 @@ pub(crate) async fn raise_message_numbers(db: &mut Db, highest: i64) -> sqlx::Re
     Ok(())
 }
 
-/// Writes messages as told, each with the number and the time that it has, as read from `source`, which is no topic. Of several
-/// of one event the first one counts.
+/// Writes messages as told, each with the number and the time that it has, as read from `source`,
+/// which is no topic. Of several of one event the first one counts.
 pub(crate) async fn insert_messages(
     db: &mut Db,
     source: &str,

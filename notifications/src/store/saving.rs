@@ -9,8 +9,9 @@ use crate::{
     message::words,
 };
 
-/// A transaction that looks up every row by an index. A plan made while the table fits into a few pages would read all of it,
-/// for each record, and is kept while the table grows (until it is analyzed).
+/// A transaction that looks up every row by an index. A plan made while the table fits into a few
+/// pages would read all of it, for each record, and is kept while the table grows (until it is
+/// analyzed).
 pub const BEGIN_SAVING: &str = "BEGIN; SET LOCAL enable_seqscan = off";
 
 /// Columns of records, as UNNEST takes them.
@@ -38,9 +39,10 @@ impl Columns<'_> {
     }
 }
 
-/// Saves what no row stands in the way of, and answers which that was; within [`BEGIN_SAVING`]. `records` must be in the
-/// order (order, place): two replicas that save the same events then wait for each other instead of deadlocking. What an
-/// order has untold may wait after a failure: its next event waits with it, see [`super::postpone`].
+/// Saves what no row stands in the way of, and answers which that was; within [`BEGIN_SAVING`].
+/// `records` must be in the order (order, place): two replicas that save the same events then wait
+/// for each other instead of deadlocking. What an order has untold may wait after a failure: its
+/// next event waits with it, see [`super::postpone`].
 pub async fn insert_messages(
     connection: &mut Db,
     topic: &str,
@@ -92,10 +94,11 @@ pub async fn insert_messages(
         .collect())
 }
 
-/// What the table knows of each record, in their order; each question only if none before it has the answer. Each row is
-/// looked up by itself, which LIMIT 1 keeps from becoming a join: one that compares every record with every row, until the
-/// table is analyzed (seen: 11 s instead of 2 ms). Of two predicates that are each other's opposite each has its index; a
-/// user is compared in a way that no index answers, because that of a user's whole history looks as good while the table is
+/// What the table knows of each record, in their order; each question only if none before it has
+/// the answer. Each row is looked up by itself, which LIMIT 1 keeps from becoming a join: one that
+/// compares every record with every row, until the table is analyzed (seen: 11 s instead of 2 ms).
+/// Of two predicates that are each other's opposite each has its index; a user is compared in a way
+/// that no index answers, because that of a user's whole history looks as good while the table is
 /// small.
 pub async fn find_known(
     connection: &mut Db,
@@ -161,8 +164,9 @@ pub async fn find_known(
     Ok(known.collect())
 }
 
-/// Takes the places of `records` from the rows of other events, which lay there before the topic was made anew. By places
-/// the release before tells events without a sequence apart: as long as it may run beside, no two have the same.
+/// Takes the places of `records` from the rows of other events, which lay there before the topic
+/// was made anew. By places the release before tells events without a sequence apart: as long as it
+/// may run beside, no two have the same.
 pub async fn vacate_places(
     connection: &mut Db,
     topic: &str,

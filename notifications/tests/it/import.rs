@@ -1,5 +1,5 @@
-//! `notifications import`: what the system before has told is in the history, and is not told again, whatever happens to the
-//! import and whatever the topic still has.
+//! `notifications import`: what the system before has told is in the history, and is not told
+//! again, whatever happens to the import and whatever the topic still has.
 
 use std::process::Output;
 

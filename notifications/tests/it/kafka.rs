@@ -106,7 +106,8 @@ impl Kafka {
         kafka
     }
 
-    /// The same names on a broker that was built anew: empty topics, and nobody has committed anything.
+    /// The same names on a broker that was built anew: empty topics, and nobody has committed
+    /// anything.
     pub(crate) async fn rebuilt(&self) -> Kafka {
         let mut kafka = self.clone();
         if self.mock.is_some() {

@@ -1,4 +1,5 @@
-//! Dead letters in their table: kept while their topic is missing, once each, for a while, and no more than there is room for.
+//! Dead letters in their table: kept while their topic is missing, once each, for a while, and no
+//! more than there is room for.
 
 use serde_json::{Value, json};
 
@@ -49,8 +50,8 @@ async fn a_topic_that_is_missing_keeps_nothing_waiting() {
         kafka.committed(partition) == Some(last + 2)
     })
     .await;
-    // the second and the one that came back go to the topic as soon as there is one; the worker may have been on its way
-    // with the first when that was put back, and nobody is shown it for that
+    // the second and the one that came back go to the topic as soon as there is one; the worker may
+    // have been on its way with the first when that was put back, and nobody is shown it for that
     assert_eq!(listed(&config, &[]).len(), 2);
     kafka.create(&kafka.dead_letter_topic, 1).await;
     eventually("it has them", async || unmoved(&pool).await == 0).await;
@@ -155,7 +156,8 @@ async fn without_room_the_partition_waits_and_the_others_go_on() {
     replica.stop();
 }
 
-/// A worker that dies between the topic and the mark: the topic gets the letter once more, and nobody sees it twice.
+/// A worker that dies between the topic and the mark: the topic gets the letter once more, and
+/// nobody sees it twice.
 #[cfg(feature = "failpoints")]
 #[tokio::test]
 async fn aborted_before_letters_are_marked() {

@@ -1,4 +1,5 @@
-//! Where reading begins: as `kafka.start` says, once; after that nothing is skipped, whatever became of the offsets.
+//! Where reading begins: as `kafka.start` says, once; after that nothing is skipped, whatever
+//! became of the offsets.
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -116,7 +117,8 @@ async fn a_beginning_that_was_cut_is_made_again() {
     let app = TestApp::start(&pool, &kafka, latest.clone()).await;
     begun(&pool).await;
     app.finish().await;
-    // as a process leaves it that dies between the table and Kafka: chosen, and the group has nothing
+    // as a process leaves it that dies between the table and Kafka: chosen, and the group has
+    // nothing
     let cut = "UPDATE notifications.topic_start SET begun_at = NULL";
     sqlx::query(cut).execute(&pool).await.expect("cut");
     let mut kafka = kafka;

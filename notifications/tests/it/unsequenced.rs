@@ -1,5 +1,5 @@
-//! Events of publishers that know no `Sequence`: each is known by its order, user and status, wherever it lies and whoever
-//! sends it again.
+//! Events of publishers that know no `Sequence`: each is known by its order, user and status,
+//! wherever it lies and whoever sends it again.
 
 use serde_json::json;
 use sqlx::PgPool;
@@ -262,7 +262,8 @@ async fn migrate_marks_what_is_there_twice_and_the_release_before_goes_on() {
     ];
     assert_eq!(marked, expected);
 
-    // beside the new one the release before is refused nothing that it would have saved, and what it saves is known
+    // beside the new one the release before is refused nothing that it would have saved, and what
+    // it saves is known
     insert_as_before(&pool, 4, 0, "new", 6).await;
     insert_as_before(&pool, 8, 0, "new", 7).await;
     kafka.send(4, &unsequenced(7, 4, "new")).await;

@@ -1,5 +1,5 @@
-//! The database of the system before, as an import reads it: whether it is the one that is meant, whether anybody else works
-//! on it, and whether it is still what it was.
+//! The database of the system before, as an import reads it: whether it is the one that is meant,
+//! whether anybody else works on it, and whether it is still what it was.
 
 use std::{collections::HashMap, fmt::Write as _, time::Duration};
 
@@ -14,8 +14,9 @@ use crate::{
     pg::{self, Db, Tx},
 };
 
-/// "import" in ASCII: the advisory lock of the session that writes. One import at a time; and by it the session is known
-/// among those that are connected to the source, which may be the same database.
+/// "import" in ASCII: the advisory lock of the session that writes. One import at a time; and by it
+/// the session is known among those that are connected to the source, which may be the same
+/// database.
 pub(super) const LOCK: i64 = 0x696d_706f_7274;
 
 /// A session that has just ended is still listed for a moment.
@@ -97,8 +98,8 @@ impl Source {
         self.slice
     }
 
-    /// A column as a time, in SQL: NULL if the table does not have it, and by the zone that the command line names if its type
-    /// has none.
+    /// A column as a time, in SQL: NULL if the table does not have it, and by the zone that the
+    /// command line names if its type has none.
     pub fn time_of(&self, table: &str, column: &str) -> String {
         let kind = self.types.get(&(table.to_owned(), column.to_owned()));
         match kind.map(String::as_str) {

@@ -1,4 +1,5 @@
-//! What a database says of an import: the one row of `<schema>.import`, and tables of the system before in `public`.
+//! What a database says of an import: the one row of `<schema>.import`, and tables of the system
+//! before in `public`.
 
 use sqlx::{AssertSqlSafe, Executor, Postgres, Row as _, postgres::PgRow};
 
@@ -64,7 +65,8 @@ const RUNNING: &str = "running";
 const DONE: &str = "done";
 const DECLINED: &str = "declined";
 
-/// The tables of the system before that are there, by name, with their columns; and [`STATE`], if there is one.
+/// The tables of the system before that are there, by name, with their columns; and [`STATE`], if
+/// there is one.
 async fn read_tables<C>(db: &mut C, original: &Original) -> sqlx::Result<Vec<(String, Vec<String>)>>
 where
     C: Send,

@@ -39,7 +39,8 @@ const BY_INDEX: [(&str, &str); 4] = [
 /// Between attempts to connect: short enough that a server that is back is used at once, long enough not to keep it busy.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
-/// How long a start asks whether something is to be imported: a database that is away is no reason not to start.
+/// How long a start asks whether something is to be imported: a database that is away is no reason
+/// not to start.
 const ASKED_AT_START: Duration = Duration::from_secs(1);
 
 /// What is known of the database; readiness follows it.
@@ -149,8 +150,8 @@ impl Database {
         })))
     }
 
-    /// From now on no connection is made to a database that holds what the system before left, until it is imported or
-    /// declined. One that can be asked at once is.
+    /// From now on no connection is made to a database that holds what the system before left,
+    /// until it is imported or declined. One that can be asked at once is.
     ///
     /// # Errors
     /// One line that names the command to be run.
